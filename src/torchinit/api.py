@@ -14,7 +14,7 @@ from torch import nn
 
 from torchinit._collector import collector_paused
 from torchinit._text import abbreviate, count
-from torchinit.checkpoints.origins import origin_of
+from torchinit.checkpoints.open import origin_of
 from torchinit.distributed import Materialization, PlannedStart, Start, check_styles, own_resets, own_starts
 from torchinit.distributed.allocation import check_device
 from torchinit.distributed.consensus import initialize_together

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from torchinit.checkpoints.hub.lockfile import read_pins
+from torchinit.checkpoints.hub.cache import read_pins
 from torchinit.checkpoints.open import forget, open_cached
 from torchinit.errors import CheckpointError, FetchError
 

@@ -18,8 +18,7 @@ import torchinit
 import torchinit.api
 from torchinit import CheckpointError, Name, PlanError, Pretrained, Rule, RunError, open_checkpoint
 from torchinit._text import plain
-from torchinit.checkpoints.hub.cache import Cache
-from torchinit.checkpoints.hub.lockfile import read_pins
+from torchinit.checkpoints.hub.cache import Cache, read_pins
 from torchinit.cli import main
 from torchinit.errors import TorchinitError
 from torchinit.plans.fingerprint import Fingerprint

@@ -16,10 +16,9 @@ from huggingface_hub.hf_api import api as _api
 from tests.servers import Host, status, whole
 from torchinit import FetchError
 from torchinit.checkpoints import fetch
-from torchinit.checkpoints.hub.cache import Cache, Request
-from torchinit.checkpoints.hub.config import Limits
-from torchinit.checkpoints.hub.lockfile import Pin, read_pins
-from torchinit.checkpoints.hub.model_zoos import open_mmlab, timm
+from torchinit.checkpoints.hub.cache import Cache, Pin, Request, read_pins
+from torchinit.checkpoints.hub.schemes import open_mmlab, timm
+from torchinit.checkpoints.hub.urls import Limits
 
 COMMIT = "5f0a" * 10
 

@@ -8,17 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __all__ = [
-    "Checkpoint",
-    "Info",
-    "Limits",
-    "Loaded",
-    "Pretrained",
-    "RefusedPickleError",
-    "fetch",
-    "member_of",
-    "open_checkpoint",
-    "register_source",
-]
+    "Checkpoint", "Info", "Limits", "Loaded", "Pretrained", "RefusedPickleError", "fetch", "member_of",
+    "open_checkpoint", "register_source",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from torchinit.checkpoints import adapters as adapters

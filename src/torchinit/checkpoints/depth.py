@@ -33,11 +33,7 @@ _NUMBERED: Final = re.compile(r"(.*?)([0-9]+)")
 
 
 def layers_by_glob(given: object) -> FrozenDict[LayerChoice]:
-    """The choices by globs of lists of blocks; ``**`` stands for all. Raises TypeError or ValueError for anything else.
-
-    >>> dict(layers_by_glob([0, 2, 4]))
-    {'**': (0, 2, 4)}
-    """
+    """The choices by globs of lists of blocks; ``**`` stands for all. Raises TypeError or ValueError otherwise."""
     choices = given if isinstance(given, Mapping) else {} if given is None else {"**": given}
     check_globs("layers", choices)
     return FrozenDict({glob: _choice(choice) for glob, choice in choices.items()})
@@ -58,8 +54,8 @@ def _choice(given: object) -> LayerChoice:
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
-    """A list of like blocks: the name of the list, how those of its blocks begin, and their numbers in order."""
+class BlockList:
+    """A list of like blocks: its name, how those of its blocks go on, and their numbers in order."""
 
     path: str
     stem: str
@@ -75,30 +71,22 @@ class Stack:
         return (int(found[1]), found[2]) if found else None
 
 
-def stacks_of(known: Iterable[Site]) -> tuple[Stack, ...]:
-    """The lists of blocks that a model is a stack of, by the names of its sites.
-
-    >>> [Stack.start.fget(stack) for stack in stacks_of([Site("h.0.fc.weight", (2,), block=(0, 1))])]
-    ['h.']
-    """
+def stacks_of(known: Iterable[Site]) -> tuple[BlockList, ...]:
+    """The lists of blocks that a model is a stack of, by the names of its sites."""
     # Which part of a name is the number of its block does not show in one name: there may be experts in a block, and
     # blocks in a stage. It is the first part that tells the places among the blocks, each by another number.
-    views = [view for site in known for view in site.views if view.block]
+    blocks = {view.name: view.block for site in known for view in site.views if view.block}
     places: dict[tuple[str, str], dict[int, set[tuple[int, int]]]] = defaultdict(lambda: defaultdict(set))
-    ways = {view.name: [*_numbered(view.name)] for view in views}
-    for view in views:
-        for path, stem, number in ways[view.name]:
-            places[path, stem][number].add(view.block or (0, 0))
-    stacks: dict[tuple[str, str], Stack] = {}
-    for view in views:
-        for path, stem, _ in ways[view.name]:
+    for name, block in blocks.items():
+        for path, stem, number in _numbered(name):
+            places[path, stem][number].add(block)
+    stacks: dict[tuple[str, str], BlockList] = {}
+    for name, (_, total) in blocks.items():
+        for path, stem, _ in _numbered(name):
             found = places[path, stem]
-            blocks = {number: next(iter(held)) for number, held in found.items() if len(held) == 1}
-            indices = [index for index, _ in blocks.values()]
-            total = (view.block or (0, 0))[1]
-            if len(blocks) == len(found) == total and sorted(indices) == [*range(total)]:
-                numbers = sorted(blocks, key=lambda number: blocks[number])
-                stacks.setdefault((path, stem), Stack(path, stem, tuple(numbers)))
+            numbered = sorted((index, number) for number, held in found.items() for index, _ in held)
+            if len(found) == total and [index for index, _ in numbered] == [*range(total)]:
+                stacks.setdefault((path, stem), BlockList(path, stem, tuple(number for _, number in numbered)))
                 break
     return tuple(stacks.values())
 
@@ -152,92 +140,77 @@ class Deepened:
                 inside = [site for site in known if site.name.startswith(start) and len(site.shape) > 1]
                 unsure = [site.name for site in inside if site.role == UNSURE]
                 if unsure:
-                    why += (
-                        f", or as the roles of {abbreviate(unsure)} are not known: give layers= as a list, lock=False,"
-                    )
-                    why += " and after it a rule Zeros() for what leads out of new blocks"
+                    why += f", or as the roles of {abbreviate(unsure)} are not known: give layers= as a list, "
+                    why += "lock=False, and after it a rule Zeros() for what leads out of new blocks"
                 raise CheckpointError(f"layers='identity': {start}* cannot pass on what comes: {why}")
         return replace(result, zero=frozenset(name for name in ways if name.startswith(result.identity)))
 
-    def _with(self, stack: Stack, choice: LayerChoice) -> Deepened:
+    def _with(self, stack: BlockList, choice: LayerChoice) -> Deepened:
         ours = {name: found for name in self.names.name_of.values() if (found := stack.split(name))}
         there = sorted({number for number, _ in ours.values()})
         if not there:  # the file has nothing of it, which is told as missing
             return self
-        sources, fresh = _chosen(choice, len(there), len(stack.numbers), stack.start)
-        targets: dict[int, list[int]] = defaultdict(list)
-        for number, source in zip(stack.numbers, sources, strict=True):
+        sources, copies = _chosen(choice, len(there), len(stack.numbers), stack.start)
+        blocks = [f"{stack.start}{number}" for number in stack.numbers]
+        targets: dict[int, list[str]] = defaultdict(list)
+        for block, source in zip(blocks, sources, strict=True):
             if source is not None:
-                targets[there[source]].append(number)
+                targets[there[source]].append(block)
 
         def renamed(name: str) -> list[str]:
-            if name not in ours:
-                return [name]
-            number, rest = ours[name]
-            return [f"{stack.start}{target}{rest}" for target in targets[number]]
+            number, rest = ours.get(name, (None, ""))
+            return [name] if number is None else [block + rest for block in targets[number]]
 
         key_of = {new: key for name, key in self.names.key_of.items() for new in renamed(name)}
         clashes = {new: keys for name, keys in self.names.clashes.items() for new in renamed(name)}
         name_of = {key: next(iter(renamed(name)), name) for key, name in self.names.name_of.items()}
         left = frozenset(key for key, name in self.names.name_of.items() if not renamed(name))
-        block = [f"{stack.start}{number}." for number in stack.numbers]
-        sentence = f"{count(len(block), 'block')} of {stack.start}* from {_told(sources)} of {len(there)}"
-        as_new = f", new ones pass on what comes: {_told([at for at, is_new in enumerate(fresh) if is_new])}" * any(
-            fresh
-        )
+        note = f"{count(len(blocks), 'block')} of {stack.start}* from {_told(sources)} of {len(there)}"
+        note += f", new ones pass on what comes: {_told(copies)}" if copies else ""
+        # The function stays if all blocks of the file are there in their order, and others do nothing.
+        stays = [source for at, source in enumerate(sources) if at not in copies] == [*range(len(there))]
         return Deepened(
             NamedKeys(key_of, name_of, clashes),
             self.left | left,
-            (*self.new, *(start for start, source in zip(block, sources, strict=True) if source is None)),
-            (*self.identity, *(start for start, is_new in zip(block, fresh, strict=True) if is_new)),
-            (*self.notes, sentence + as_new),
-            weakest((self.promise, "function" if _keeps(sources, fresh, len(there)) else "none")),
+            (*self.new, *(f"{block}." for block, source in zip(blocks, sources, strict=True) if source is None)),
+            (*self.identity, *(f"{blocks[at]}." for at in copies)),
+            (*self.notes, note),
+            weakest((self.promise, "function" if stays else "none")),
         )
 
 
-def _keeps(sources: Sequence[int | None], fresh: Sequence[bool], have: int) -> bool:
-    """Whether all blocks of the file are there in their order, and no others but those that do nothing."""
-    return [source for source, is_new in zip(sources, fresh, strict=True) if not is_new] == [*range(have)]
-
-
-def _chosen(choice: LayerChoice, have: int, want: int, start: str) -> tuple[list[int | None], list[bool]]:
-    """For each block of a model that of the file, None for one of other rules; and whether it starts as identity."""
-    fresh = [False] * want
+def _chosen(choice: LayerChoice, have: int, want: int, start: str) -> tuple[list[int | None], list[int]]:
+    """For each block of a model that of the file, None for one of other rules; and those that start as identity."""
     if not isinstance(choice, str):
         sources = [None if each == NEW else int(each) for each in choice]
         if len(sources) != want:
-            raise CheckpointError(
-                f"layers: {len(sources)} for the {count(want, 'block')} of {start}*, one for each is needed"
-            )
+            blocks = count(want, "block")
+            raise CheckpointError(f"layers: {len(sources)} for the {blocks} of {start}*, one for each is needed")
         if most := max((each for each in sources if each is not None and each >= have), default=None):
-            raise CheckpointError(
-                f"layers: the file has {count(have, 'block')} of {start}*, so there is no block {most}"
-            )
-        return sources, fresh
+            blocks = count(have, "block")
+            raise CheckpointError(f"layers: the file has {blocks} of {start}*, so there is no block {most}")
+        return sources, []
     if choice in ("first", "even"):
         if want > have:
-            raise CheckpointError(
-                f"layers={choice!r} takes some of the blocks of the file, which has {have} of {start}*, but the model"
-                f" {want}; 'stack', 'interleave' and 'identity' make more"
-            )
+            sizes = f"which has {have} of {start}*, but the model {want}"
+            remedy = "'stack', 'interleave' and 'identity' make more"
+            raise CheckpointError(f"layers={choice!r} takes some of the blocks of the file, {sizes}; {remedy}")
         even = torch.linspace(0, have - 1, want).round().long().tolist()
-        return (even if choice == "even" else [*range(want)]), fresh
+        return (even if choice == "even" else [*range(want)]), []
     if want < have or (choice != "identity" and want % have):
         whole = "" if choice == "identity" else " in a whole multiple"
-        raise CheckpointError(
-            f"layers={choice!r} makes more blocks{whole}, but of {start}* the file has {have} and the model {want};"
-            " a list of numbers says which is which"
-        )
+        sizes = f"of {start}* the file has {have} and the model {want}; a list of numbers says which is which"
+        raise CheckpointError(f"layers={choice!r} makes more blocks{whole}, but {sizes}")
     if choice == "stack":
-        return [at % have for at in range(want)], fresh
+        return [at % have for at in range(want)], []
     if choice == "interleave":
-        return [at * have // want for at in range(want)], fresh
+        return [at * have // want for at in range(want)], []
     # New blocks stand evenly among the others, each behind the one of which it is a copy but for its ways out.
     times = [1] * have
     for number in range(want - have):
         times[((number + 1) * have + want - have - 1) // (want - have) - 1] += 1
-    placed = [(source, copy > 0) for source, copies in enumerate(times) for copy in range(copies)]
-    return [source for source, _ in placed], [is_new for _, is_new in placed]
+    copied = [source for source, copies in enumerate(times) for _ in range(copies)]
+    return [*copied], [at for at in range(1, want) if copied[at] == copied[at - 1]]
 
 
 def _told(numbers: Sequence[int | None]) -> str:

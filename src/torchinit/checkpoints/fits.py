@@ -1,4 +1,4 @@
-"""Fits: whether tensors of a file can become those of a site, and what is odd where they do or do not."""
+"""Fits: whether tensors of a file can become those of a site, what is odd where they do or not, and what it takes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import torch
 import torchinit._limits as limits
 from torchinit._text import abbreviate, dtype_name
 from torchinit.checkpoints.adapters import Adapter, Dequantize
-from torchinit.checkpoints.adapters.quantization import is_dequantizable
-from torchinit.checkpoints.formats import Info
+from torchinit.checkpoints.adapters.factors import is_dequantizable
+from torchinit.checkpoints.formats import Checkpoint, Info
 from torchinit.checkpoints.key_mapping import NamedKeys
+from torchinit.checkpoints.tensor_fill import Loaded
+from torchinit.initializers.base import Fill
 from torchinit.initializers.load_report import Mismatch
 from torchinit.model.names import glob_matches
+from torchinit.model.shards import Box
 from torchinit.model.sites import Site
 
 _T = TypeVar("_T")
@@ -92,9 +95,7 @@ def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None)
     """The reason for which tensors cannot become those of a site, by their kinds and shapes; None if they can."""
     if site.state not in ("ready", "integer") or site.missing:
         return Mismatch(site.name, site.why)
-    multiplies = adapter is not None and any(
-        isinstance(step, Dequantize) for step in getattr(adapter, "steps", (adapter,))
-    )
+    multiplies = any(isinstance(step, Dequantize) for step in steps_of(adapter))
     for info in infos:
         made = torch.float32 if multiplies and is_dequantizable(info.dtype) else info.dtype
         if made == site.dtype:
@@ -114,6 +115,31 @@ def misfit(site: Site, infos: Sequence[Info], key: str, adapter: Adapter | None)
     return None
 
 
+def float_dtype(given: object) -> torch.dtype | None:
+    """A dtype of floats, given by itself or by name. Raises TypeError or ValueError for anything else."""
+    if given is None:
+        return None
+    dtype = getattr(torch, given, None) if isinstance(given, str) else given
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype or the name of one, but got {given!r}")
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise ValueError(f"dtype rounds floats, so it must hold floats, but got {dtype}")
+    return dtype
+
+
+def device_name(place: object) -> str:
+    """The name of a device. Raises TypeError for anything else, ValueError for one that is not, or holds no values."""
+    if not isinstance(place, (str, torch.device)):
+        raise TypeError(f"map_location must be the name of a device, but got {place!r}")
+    try:
+        device = torch.device(place)
+    except RuntimeError as error:
+        raise ValueError(f"map_location: {str(error).splitlines()[0]}") from None
+    if device.type == "meta":
+        raise ValueError("map_location: adapters need values, and there are none on the meta device")
+    return str(place)
+
+
 def kind_of(dtype: torch.dtype) -> str:
     """The kind of numbers that a dtype holds; from one kind to another nothing is cast."""
     if dtype == torch.bool:
@@ -121,3 +147,39 @@ def kind_of(dtype: torch.dtype) -> str:
     if dtype.is_complex:
         return "complex numbers"
     return "floats" if dtype.is_floating_point else "whole numbers"
+
+
+_WORTH_A_NOTE: Final = 1 << 20  # bytes
+
+
+def apart(fills: Mapping[str, Fill], names: Collection[str]) -> Iterator[Mismatch]:
+    """The sites that get a share of a tensor which another of the ``names`` has whole: LoRA's factors, its base."""
+    adapters = {name: (fill.key, fill.adapter) for name, fill in fills.items() if isinstance(fill, Loaded)}
+    for name, (key, adapter) in adapters.items():
+        for other in adapter.together(key) if adapter else ():
+            _, others = adapters.get(other, ("", None))
+            if other in names and steps_of(adapter)[-1] not in steps_of(others):
+                why = f"is made by {adapter}, which takes a share of {other}: adapt that, too, or it is there twice"
+                yield Mismatch(name, why)
+
+
+def steps_of(adapter: Adapter | None) -> tuple[Adapter, ...]:
+    """The steps of a chain; an adapter alone is one, None has none."""
+    return getattr(adapter, "steps", (adapter,)) if adapter else ()
+
+
+def peak(fills: Mapping[str, Fill], checkpoint: Checkpoint, sites: Mapping[str, Site]) -> Iterator[str]:
+    """A note on the site that takes the most memory beside its own, if any is computed of whole tensors."""
+    most, at = _WORTH_A_NOTE, ""
+    for name, site in sites.items():
+        fill = fills.get(name)
+        if not isinstance(fill, Loaded) or not (adapter := fill.adapter) or adapter.goes_by_slices:
+            continue
+        # Its last element tells: of a part nothing more is read than it needs, of a whole all is.
+        last = Box(tuple(max(0, size - 1) for size in site.shape), tuple(min(1, size) for size in site.shape))
+        shapes = [checkpoint.info(key).shape for key in fill.keys]
+        read = sum(box.numel for box in adapter.read_plan(shapes, site.shape, last, fill.key).boxes)
+        if (size := 4 * read * adapter.copies) > most:  # computed in single precision
+            most, at = size, name
+    if at:
+        yield f"{at} is made of whole tensors, which takes up to {most / 2**20:,.1f} MiB beside the model for a moment"

@@ -7,11 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from itertools import takewhile
+from itertools import count, takewhile
 from typing import Final, TypeAlias, TypeVar
 
 import torchinit._limits as limits
-from torchinit.checkpoints.adapters.base import Size
+from torchinit.checkpoints.adapters.tensors import Size
 from torchinit.checkpoints.key_mapping import KeyMap, Renames, unwrapped
 from torchinit.errors import CheckpointError, ConfigError
 from torchinit.initializers.load_report import Guess
@@ -50,12 +50,9 @@ def likely_guesses(wanted: Shapes, keys: Shapes, matching: int) -> list[Guess]:
         start = best.keymap if 2 * best.count > min(len(wanted), len(keys)) else KeyMap()
         proven += [_proven(keymap, wanted, keys) for keymap in _by_edits(start, wanted, keys)]
     most, least = max(proof.count for proof in proven), min(len(wanted), len(keys))
-    proven.sort(key=lambda proof: (len(proof.keymap.rename), bool(proof.keymap.prefix)))
-    distinct: dict[frozenset[tuple[str, str]], KeyMap] = {}
-    for proof in proven:
-        if proof.count == most > matching and (2 * most > least or (20 * most >= least and not proof.keymap.rename)):
-            distinct.setdefault(proof.found, proof.keymap)
-    return [Guess(keymap.prefix, keymap.rename, most, len(wanted)) for keymap in distinct.values()]
+    likely = _simplest(sorted(proven, key=lambda proof: bool(proof.keymap.prefix)), most) if most > matching else []
+    likely = [keymap for keymap in likely if 2 * most > least or (20 * most >= least and not keymap.rename)]
+    return [Guess(keymap.prefix, keymap.rename, most, len(wanted)) for keymap in likely]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +73,15 @@ def _proven(keymap: KeyMap, wanted: Shapes, keys: Shapes) -> _Proof:
     return _Proof(keymap, found, len(found) - sum(name in wanted for name in names.clashes))
 
 
+def _simplest(proofs: Iterable[_Proof], most: int) -> list[KeyMap]:
+    """The key map with the fewest renames for each set of keys, of those that find so many."""
+    simplest: dict[frozenset[tuple[str, str]], KeyMap] = {}
+    for proof in sorted(proofs, key=lambda proof: len(proof.keymap.rename)):
+        if proof.count == most:
+            simplest.setdefault(proof.found, proof.keymap)
+    return [*simplest.values()]
+
+
 # --- beginnings ------------------------------------------------------------------------------------------------------
 
 
@@ -86,7 +92,7 @@ def _by_start(wanted: Shapes, keys: Shapes) -> Iterator[KeyMap]:
     for keymap in sorted(maps, key=lambda keymap: (len(keymap.rename), bool(keymap.prefix))):
         yield keymap
         if has_old_names:
-            yield KeyMap(keymap.prefix, (*keymap.rename, *_OLD_NAMES))
+            yield replace(keymap, rename=(*keymap.rename, *_OLD_NAMES))
 
 
 def _starts(wanted: Shapes, keys: Shapes) -> Iterator[tuple[str, str]]:
@@ -195,30 +201,20 @@ def _by_edits(start: KeyMap, wanted: Shapes, keys: Shapes) -> list[KeyMap]:
     for _ in range(_ROUNDS):
         for at, proof in enumerate([*best]):
             for rename in _edits(proof.keymap, wanted, few):
-                alone, joined = (_proven(_with(base.keymap, rename), wanted, few) for base in (proof, best[at]))
+                maps = (replace(base.keymap, rename=(*base.keymap.rename, rename)) for base in (proof, best[at]))
+                alone, joined = (_proven(keymap, wanted, few) for keymap in maps)
                 every += [alone, joined]
                 if joined.count > best[at].count:
                     best[at] = joined
                 elif joined.count < best[at].count and alone.count > proof.count and len(best) < _BRANCHES:
                     best.append(alone)  # of the two only one can be: rivals, each of which goes on by itself
-    most = max(proof.count for proof in every)
-    every.sort(key=lambda proof: len(proof.keymap.rename))
-    simplest: dict[frozenset[tuple[str, str]], KeyMap] = {}
-    for proof in every:
-        if proof.count == most:
-            simplest.setdefault(proof.found, proof.keymap)
-    return [*simplest.values()][:_BRANCHES]
-
-
-def _with(keymap: KeyMap, rename: tuple[str, str]) -> KeyMap:
-    return KeyMap(keymap.prefix, (*keymap.rename, rename))
+    return _simplest(every, max(proof.count for proof in every))[:_BRANCHES]
 
 
 def _shared(names: Iterable[str]) -> str:
     """The parts with which all names begin; at least the leaf is left."""
-    paths = [name.split(".")[:-1] for name in names]
-    columns = takewhile(lambda column: len({*column}) == 1, zip(*paths, strict=False))
-    return "".join(f"{column[0]}." for column in columns)
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return "".join(f"{column[0]}." for column in takewhile(lambda column: len({*column}) == 1, columns))
 
 
 def _edits(base: KeyMap, wanted: Shapes, keys: Shapes) -> list[tuple[str, str]]:
@@ -232,10 +228,9 @@ def _edits(base: KeyMap, wanted: Shapes, keys: Shapes) -> list[tuple[str, str]]:
     owners: dict[_Edit, set[str]] = defaultdict(set)
     for pattern, other, (before, behind) in _nearest(missing, spare):
         new, old = (parts[len(before) : len(parts) - len(behind)] for parts in (pattern, other))
-        if missing[pattern].shapes & spare[other].shapes and _NUMBER not in new:
+        fits = missing[pattern].shapes & spare[other].shapes and _NUMBER not in new
+        if fits and (behind or _is_leaf_renamed(old, new)):
             edit = _Edit(old, new, not behind)
-            if edit.at_end and not _is_leaf_renamed(old, new):
-                continue
             places[edit].add((before, behind))
             votes[edit] += len(spare[other].names)
             owners[edit].update(name.rpartition(".")[0] for name in spare[other].names)
@@ -246,11 +241,10 @@ def _edits(base: KeyMap, wanted: Shapes, keys: Shapes) -> list[tuple[str, str]]:
         for way in _renames(edit, places[edit]):
             then = sum(_fits(group, substitute(*way, group.names[-1]), wanted) for group in groups.values())
             ways[edit] = max(ways.get(edit, (0, "", "")), (then - now, *way), key=lambda way: way[0])
-    sure = [edit for edit, way in ways.items() if way[0] and not _is_open(edit, ways)]
     # One layer in place of another may be chance, a pooler for a head: what is exchanged must be so in several layers.
-    sure = [
-        edit for edit in sure if not (edit.old and edit.new) or len(owners[edit]) > 1 or 2 * ways[edit][0] > len(keys)
-    ]
+    alone = {edit for edit in ways if len(owners[edit]) < 2 and 2 * ways[edit][0] <= len(keys)}
+    chance = {edit for edit in alone if edit.old and edit.new}
+    sure = [edit for edit, way in ways.items() if way[0] and edit not in chance and not _is_open(edit, ways)]
     return [ways[edit][1:] for edit in sorted(sure, key=lambda edit: -ways[edit][0])][:_EDITS]
 
 
@@ -354,9 +348,7 @@ def _one(part: str) -> str:
 
 def _written(pieces: Sequence[tuple[str, str | None]]) -> tuple[str, str]:
     """A pattern and its replacement, in which the pieces without a text of their own are put in again by number."""
-    number, texts = 0, list[str]()
-    for _, text in pieces:
-        number += text is None
-        texts.append(f"\\g<{number}>" if text is None else text.replace("\\", r"\\"))
+    numbers = count(1)
+    texts = (f"\\g<{next(numbers)}>" if text is None else text.replace("\\", r"\\") for _, text in pieces)
     new = re.sub(r"\\g<(\d+)>(?!\d)", r"\\\1", "".join(texts))
     return "".join(pattern for pattern, _ in pieces), new

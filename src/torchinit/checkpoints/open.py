@@ -1,10 +1,10 @@
-"""Open: a checkpoint from wherever it is; from a file once for all the rules and sites that read it."""
+"""Open: a checkpoint from wherever it is, once for all the rules and sites that read it; the hashes of its files."""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -15,11 +15,16 @@ from torchinit.checkpoints.formats.base import Checkpoint
 from torchinit.checkpoints.formats.detect import detect_format, weights_in
 from torchinit.checkpoints.formats.numpy import NumpyCheckpoint
 from torchinit.checkpoints.formats.safetensors import SafetensorsCheckpoint
-from torchinit.checkpoints.formats.sharded import DistributedCheckpoint, ShardedCheckpoint
+from torchinit.checkpoints.formats.sharded import DistributedCheckpoint, ShardedCheckpoint, read_index
 from torchinit.checkpoints.formats.torch_save import MemoryCheckpoint, TorchCheckpoint, find_state_dict
-from torchinit.checkpoints.hub.lockfile import lock_of
+from torchinit.checkpoints.hub.cache import hash_of, lock_of
 from torchinit.checkpoints.hub.schemes import fetch
+from torchinit.checkpoints.hub.urls import member_of
 from torchinit.errors import CheckpointError
+from torchinit.initializers.source import is_verbatim
+from torchinit.noise import Noise
+from torchinit.plans.origin import Origin, Verb
+from torchinit.plans.plan import Plan
 
 _MOST: Final = 16
 _OPEN: Final[OrderedDict[tuple[str, str | None, str | None], tuple[Checkpoint, object]]] = OrderedDict()
@@ -35,10 +40,9 @@ def open_checkpoint(
     """The named tensors of a file, a dict or a model; the format of a file is told by its content, not by its name.
 
     Read are safetensors, files of ``torch.save``, the indices of sharded ones, and NumPy's; in a folder the index or
-    the one file of weights. Of nested training checkpoints the weights are found; ``part`` says where they are
-    instead. No code in a file is run, unless
-    ``trust`` allows it for a folder of torch.distributed.checkpoint. Sources are those of :func:`fetch`. Raises
-    CheckpointError, and FileNotFoundError for a path where nothing is.
+    the one file of weights. Of nested training checkpoints the weights are found; ``part`` says where they are instead.
+    No code in a file is run, unless ``trust`` allows it for a folder of torch.distributed.checkpoint. Sources are those
+    of :func:`fetch`. Raises CheckpointError, and FileNotFoundError for a path where nothing is.
 
     >>> import torch
     >>> checkpoint = open_checkpoint({"epoch": 3, "state_dict": {"fc.weight": torch.zeros(2, 3)}})
@@ -176,3 +180,29 @@ def _pinned(source: str, sha256: str | None) -> object:
 def forget() -> None:
     """Close the checkpoints that are kept open."""
     _OPEN.clear()
+
+
+def origin_of(verb: Verb, plan: Plan, noise: Noise, recipe: object = None, **options: Any) -> Origin:
+    """The origin of a start, with the hashes of the recipe's files and of all that its checkpoints are read from."""
+    items = recipe if isinstance(recipe, (list, tuple)) else (recipe,)
+    paths = (Path(item) for item in items if isinstance(item, (str, os.PathLike)))
+    files = {str(path): hash_of(path) for path in paths if path.is_file()}
+    rules = {id(step.rule): step.rule for step in plan.writes if is_verbatim(step.rule.init)}
+    given = [getattr(rule.init, "checkpoint", None) for rule in rules.values()]
+    sources = hashes_of(each for each in given if isinstance(each, str))
+    return Origin.of(verb, plan, noise, files=files, sources=sources, **options)
+
+
+def hashes_of(sources: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of every file that these checkpoints are read from, those that an index names among them."""
+    return {name: hash_of(path) for source in dict.fromkeys(sources) for name, path in _files(source)}
+
+
+def _files(source: str) -> Iterator[tuple[str, Path]]:
+    name, _ = weights_in(source)
+    path = fetch(name)
+    yield name, path
+    if detect_format(path) == "index":
+        for member in sorted(set(read_index(path).values())):
+            inner = member_of(name, member)
+            yield inner, fetch(inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -11,17 +12,14 @@ from typing import Any, Final, Literal, TypeAlias, final
 import torch
 
 from torchinit._text import abbreviate, count, did_you_mean, masked
+from torchinit.checkpoints import fits
 from torchinit.checkpoints.adapters import Adapter, Chain, Transpose
 from torchinit.checkpoints.adapters.surroundings import Surroundings
-from torchinit.checkpoints.arguments import adapters_by_glob, check_sha256, device_name, float_dtype, frozen, pairs
 from torchinit.checkpoints.depth import Deepened, Layers, layers_by_glob
-from torchinit.checkpoints.fits import COUNTER, beside, hooked, last_match, leftovers, misfit, square
 from torchinit.checkpoints.formats import Info
-from torchinit.checkpoints.key_mapping import KeyMap
+from torchinit.checkpoints.key_mapping import KeyMap, in_order, is_numbered, pairs
 from torchinit.checkpoints.open import InMemory, open_cached
-from torchinit.checkpoints.parameter_order import in_order, is_numbered
 from torchinit.checkpoints.quantized import Companions, Quantized
-from torchinit.checkpoints.shares import apart, peak
 from torchinit.checkpoints.suggestions import advise, offered, suggest_for_shape, tied
 from torchinit.checkpoints.tensor_fill import CheckpointSource, Loaded
 from torchinit.errors import CheckpointError, MissingExtraError
@@ -48,9 +46,9 @@ _PASSED_ON: Final = ("part", "dtype", "map_location", "finite", "lock", "sha256"
 class Pretrained(SourceInitializer):
     r"""The values of a checkpoint: a file, an address, a dict of tensors or a model.
 
-    A site that the checkpoint has is loaded, any other stays with its other rules; what became of everything
-    is in the plan and in the report. The rule matches buffers, too. Nothing of the file is read before the plan
-    is carried out, and then only what the model needs; no code in it is run.
+    A site that the checkpoint has is loaded, any other stays with its other rules; what became of everything is in the
+    plan and in the report. The rule matches buffers, too. Nothing of the file is read before the plan is carried out,
+    and then only what the model needs; no code in it is run.
 
     Names: ``prefix`` takes the keys below it, without it; ``rename`` is a list of ``(pattern, replacement)`` for
     ``re.sub``, in order; wrappers (``module.`` and so on) are dropped on both sides. ``part`` says where in a nested
@@ -74,8 +72,7 @@ class Pretrained(SourceInitializer):
     the hashes of the files that it names. ``lock=False`` lets later rules write over what is loaded. ``map_location``
     is the device on which adapters work.
 
-    Raises TypeError or ValueError for arguments that cannot be; what is wrong with the file shows when a plan is
-    made.
+    Raises TypeError or ValueError for arguments that cannot be; what is wrong with the file shows in a plan.
 
     >>> from torchinit import Name, Rule
     >>> from torchinit.plans import make_plan
@@ -111,20 +108,21 @@ class Pretrained(SourceInitializer):
         part = "" if self.part is None and self.order != "names" else self.part
         values = {
             "checkpoint": InMemory.wrap(self.checkpoint, part),
-            "map_location": device_name(self.map_location),
+            "map_location": fits.device_name(self.map_location),
             "part": part,
             "rename": pairs(self.rename),
-            "dtype": float_dtype(self.dtype),
-            "adapt": adapters_by_glob(self.adapt),
-            **{name: frozen(getattr(self, name)) for name in _FROZEN},
+            "dtype": fits.float_dtype(self.dtype),
+            "adapt": _adapters(self.adapt),
+            **{name: _frozen(getattr(self, name)) for name in _FROZEN},
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
         for choices in self.globs["on_shape"].values():
             check_choice("on_shape", choices, OnShape)
-        for name, globs in (*self.globs.items(), ("expect_unexpected", self.spare)):
+        for name, globs in self.globs.items():
             check_globs(name, globs)
-        check_sha256(self.sha256)
+        if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
+            raise ValueError(f"sha256 must be 64 hexadecimal digits, but got {self.sha256!r}")
         self.keymap()
         layers_by_glob(self.layers)
 
@@ -140,18 +138,11 @@ class Pretrained(SourceInitializer):
 
     @property
     def globs(self) -> dict[str, Any]:
-        """The options that go by glob of a site."""
-        missing, on_shape = self.expect_missing, self.on_shape
-        return {
-            "adapt": self.adapt,
-            "on_shape": on_shape if isinstance(on_shape, Mapping) else {"**": on_shape},
-            "expect_missing": (missing,) if isinstance(missing, str) else missing,
-        }
-
-    @property
-    def spare(self) -> tuple[str, ...]:
-        """The globs of what the file may have beside the sites."""
-        return (self.expect_unexpected,) if isinstance(self.expect_unexpected, str) else self.expect_unexpected
+        """The options that go by globs: of sites, and of what the file may have beside them."""
+        on_shape = self.on_shape if isinstance(self.on_shape, Mapping) else {"**": self.on_shape}
+        several = {name: getattr(self, name) for name in ("expect_missing", "expect_unexpected")}
+        as_lists = {name: (globs,) if isinstance(globs, str) else globs for name, globs in several.items()}
+        return {"adapt": self.adapt, "on_shape": on_shape, **as_lists}
 
     def resolve_all(self, pairs: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> Resolution:
         try:
@@ -159,6 +150,23 @@ class Pretrained(SourceInitializer):
         except (CheckpointError, MissingExtraError) as error:
             names = tuple(dict.fromkeys(site.name for _, site in pairs))
             return Resolution({}, account=LoadReport(masked(str(self.checkpoint)), missing=names, failure=str(error)))
+
+
+def _frozen(given: object) -> Any:
+    """A list as a tuple and a table as a frozen one, with what they hold; anything else as it is."""
+    if isinstance(given, Mapping):
+        return FrozenDict({key: _frozen(value) for key, value in given.items()})
+    return tuple(given) if isinstance(given, list) else given
+
+
+def _adapters(adapt: object) -> FrozenDict[Adapter]:
+    """Adapters by glob. Raises TypeError for anything else."""
+    if not isinstance(adapt, Mapping):
+        raise TypeError(f"adapt gives an adapter to each glob, {{'conv1.weight': InputChannels()}}, but got {adapt!r}")
+    for glob, adapter in adapt.items():
+        if not isinstance(adapter, Adapter):
+            raise TypeError(f"adapt[{glob!r}] must be an adapter such as InputChannels(), but got {adapter!r}")
+    return FrozenDict(adapt)
 
 
 # --- the search ------------------------------------------------------------------------------------------------------
@@ -174,9 +182,9 @@ class _Search:
 
     def __init__(self, rule: Pretrained, matched: Sequence[tuple[Site, Site]], known: Sequence[Site]) -> None:
         self.rule, self.globs = rule, rule.globs
-        self.groups: dict[str, list[Site]] = {}
+        self.groups: dict[str, list[Site]] = defaultdict(list)
         for view, site in matched:
-            self.groups.setdefault(site.name, []).append(view)
+            self.groups[site.name].append(view)
         self.checkpoint = open_cached(rule.checkpoint, part=rule.part, sha256=rule.sha256)
         by_name = rule.order == "names"
         names = rule.keymap().apply(self.checkpoint.keys()) if by_name else in_order(self.checkpoint, known)
@@ -210,8 +218,8 @@ class _Search:
 
     def _search(self, views: list[Site]) -> Fill | None:
         """The fill of a site, None where the checkpoint has none for it."""
-        site, key_of = views[0], self.names.key_of
-        own = tuple(key_of[view.name] for view in views if view.name in key_of)
+        site = views[0]
+        own = tuple(self.names.key_of[view.name] for view in views if view.name in self.names.key_of)
         if any(view.name in self.depth.zero for view in views):
             self.used.update(own)
             self.lists["adapted"].append((site.name, "zero, which leads out of a new block"))
@@ -232,10 +240,10 @@ class _Search:
         if not keys:
             self._note_missing(views, key, adapter)
             return None
-        steps: tuple[Adapter, ...] = getattr(adapter, "steps", (adapter,) if adapter else ())
+        steps = fits.steps_of(adapter)
         needed = (self.companions.of(*pair, site.dtype, keys) for pair in zip(keys, infos, strict=True))
         quantized = next(filter(None, needed), None)
-        mismatch = self._refused(site, quantized, key, steps) if quantized else misfit(site, infos, key, adapter)
+        mismatch = self._refused(site, quantized, key, steps) if quantized else fits.misfit(site, infos, key, adapter)
         transposed = any(isinstance(step, Transpose) for step in steps)
         self.transposes |= transposed or (mismatch is not None and infos[0].shape == site.shape[::-1])
         if mismatch is None:
@@ -243,19 +251,19 @@ class _Search:
             if adapter:
                 self.used.update(key for view in views for key in self._wanted(view.name, adapter))
             return Loaded(self.rule.checkpoint, keys, key, adapter, () if adapter else own[1:], **self.options)
-        if mismatch.reason == "shape" and last_match(self.globs["on_shape"], site.name) == "skip":
+        if mismatch.reason == "shape" and fits.last_match(self.globs["on_shape"], site.name) == "skip":
             self.lists["declined"].append((site.name, mismatch.why))
-            return None
-        if mismatch.reason == "shape" and not adapter:
+        elif mismatch.reason == "shape" and not adapter:
             offer = suggest_for_shape(infos[0].shape, site.shape, site.name, site)
-            mismatch = replace(mismatch, why=mismatch.why + offer)
-        self.lists["mismatched"].append(mismatch)
+            self.lists["mismatched"].append(replace(mismatch, why=mismatch.why + offer))
+        else:
+            self.lists["mismatched"].append(mismatch)
         return None
 
     def _adapter(self, views: Sequence[Site]) -> tuple[Site, Adapter | None]:
         """The adapter of a site, and the view that it is for: a tied site may be matched under any of its names."""
         for view in views if self.rule.adapt else ():
-            found = last_match(self.rule.adapt, view.name)
+            found = fits.last_match(self.rule.adapt, view.name)
             if adapter := found and found.bound(view.name, self._dtype, self.companions.dtype_of):
                 return view, adapter
         return views[0], None
@@ -274,8 +282,7 @@ class _Search:
         except ValueError as error:
             raise CheckpointError(f"cannot be made by {adapter}: {error}") from error
         key_of = self.names.key_of
-        gone = [key for key in wanted if key not in key_of]
-        if not gone:
+        if not (gone := [key for key in wanted if key not in key_of]):
             return tuple(key_of[key] for key in wanted)
         lacks = f"needs {abbreviate(gone)} for {adapter}, which the file lacks"
         if name in key_of and name not in wanted:
@@ -300,11 +307,9 @@ class _Search:
         self.used.update(quantized.companions)
         self.remedies[quantized.remedy] = None
         if quantized.adapter:
-            glob, adapter = "**", str(quantized.adapter)
-            if steps:
-                glob = next(glob for glob in reversed([*self.rule.adapt]) if glob_matches(glob, name))
-                adapter = str(Chain((quantized.adapter, *steps)))
-            self.offers[f"{{{glob!r}: {adapter}}}"] += 1
+            globs = [glob for glob in self.rule.adapt if glob_matches(glob, name)] if steps else ["**"]
+            adapter = Chain((quantized.adapter, *steps)) if steps else quantized.adapter
+            self.offers[f"{{{globs[-1]!r}: {adapter}}}"] += 1
         return Mismatch(site.name, quantized.why)
 
     def _note_found(self, site: Site, keys: Sequence[str], infos: Sequence[Info], adapter: Adapter | None) -> None:
@@ -312,12 +317,11 @@ class _Search:
             self.lists["loaded"].append(site.name)
         else:
             self.promises.append(adapter.promise)
-            changes = adapter.changes([info.shape for info in infos], site.shape)
-            self.lists["adapted"].append((site.name, f"{adapter}{'' if changes else ', which has nothing to change'}"))
+            idle = not adapter.changes([info.shape for info in infos], site.shape)
+            self.lists["adapted"].append((site.name, f"{adapter}{', which has nothing to change' * idle}"))
         for doubt in self.companions.doubts(keys, infos, site.dtype):
             self.doubts.setdefault(doubt, []).append(site.name)
-        rounded = (self.rule.dtype,) if self.rule.dtype else ()
-        dtypes = infos[0].dtype, *rounded, site.dtype
+        dtypes = tuple(filter(None, (infos[0].dtype, self.rule.dtype, site.dtype)))
         if len({*dtypes}) > 1:
             self.lists["casts"].append(Cast(site.name, dtypes))
 
@@ -327,7 +331,7 @@ class _Search:
             self.lists["declined"].append((site.name, str(adapter)))
         elif site.name.startswith(self.depth.new):
             self.lists["declined"].append((site.name, "in a new block"))
-        elif site.leaf == COUNTER or any(glob_matches(glob, site.name) for glob in self.globs["expect_missing"]):
+        elif site.leaf == fits.COUNTER or any(glob_matches(glob, site.name) for glob in self.globs["expect_missing"]):
             self.lists["expected"].append(site.name)
         elif quantized := next(filter(None, map(self.companions.instead, names)), None):
             self.lists["mismatched"].append(self._refused(site, quantized))
@@ -335,44 +339,33 @@ class _Search:
             self.lists["missing"].append(site.name)
 
     def _report(self, fills: Mapping[str, Fill], taken: Collection[str]) -> LoadReport:
-        self.lists["mismatched"] += apart(fills, self.model_names)
-        names, missing, loaded = self.names, self.lists["missing"], self.lists["loaded"]
+        self.lists["mismatched"] += fits.apart(fills, self.model_names)
+        names = self.names
+        missing, loaded, mismatched = (self.lists[fate] for fate in ("missing", "loaded", "mismatched"))
         found = len(loaded) + len(self.lists["adapted"])
         sites = {views[0].name: views[0] for views in self.groups.values()}  # an alias may be all that is matched
         guess, hints = None, list[str]()
         if missing or not found:
             wanted = {name: site.shape for name, site in sites.items()}
-            named = found + sum(site.reason != "shape" for site in self.lists["mismatched"])  # a prefix mends no dtype
+            named = found + sum(each.reason != "shape" for each in mismatched)  # a prefix mends no dtype
             guess, hints = advise(self.checkpoint, names, self.used, wanted, missing, named)
             hints += self.checkpoint.notes  # the weights may be in another part of the file
             hints += [*self.lacking.values(), *tied(*([sites[name] for name in side] for side in (missing, loaded)))]
             if self.rule.order == "names" and is_numbered(self.checkpoint):
                 hints.append("Its tensors have no names: order='parameters' takes them for the model's, one by one")
         if guess is None or guess.matching < guess.wanted:
-            hints += hooked([sites[name] for name in (*missing, *(site.site for site in self.lists["mismatched"]))])
+            hints += fits.hooked([sites[name] for name in (*missing, *(each.site for each in mismatched))])
         outside = len(self.checkpoint) - len(names.name_of)
         notes = [f"{count(outside, 'key')} outside of prefix {self.rule.keymap().start!r}"] if outside else []
         if self.rule.order != "names":
             notes.append(f"{count(len(self.checkpoint), 'tensor')} without names, taken in the order of the parameters")
-        if classes := abbreviate([*dict.fromkeys(site.hooks for site in sites.values() if site.hooks)], 3):
-            notes.append(
-                f"hooks by which {classes} may change what is loaded are not run here, as load_checkpoint does"
-            )
-        notes += self.depth.notes
-        if self.transposes:
-            notes += square([sites[name] for name in loaded])
-        notes += peak(fills, self.checkpoint, sites)
-        every = [view.name for views in self.groups.values() for view in views]
-        # Keys that lie outside of the prefix may be named, too, although they are not looked at.
-        keys = dict.fromkeys((*self.checkpoint, *names.name_of.values()))
-        looked_at = [(option, globs, "site", every) for option, globs in self.globs.items()]
-        unused = (
-            f"{option}: {glob!r} matches no {what}{did_you_mean(glob, known)}"
-            for option, globs, what, known in (*looked_at, ("expect_unexpected", self.rule.spare, "key", keys))
-            for glob in globs
-            if not any(glob_matches(glob, name) for name in known)
+        if hooks := abbreviate([*dict.fromkeys(site.hooks for site in sites.values() if site.hooks)], 3):
+            notes.append(f"hooks by which {hooks} may change what is loaded are not run here, as load_checkpoint does")
+        square = fits.square([sites[name] for name in loaded]) if self.transposes else []
+        notes += [*self.depth.notes, *square, *fits.peak(fills, self.checkpoint, sites)]
+        spare, unexpected = fits.leftovers(
+            names, self.used, self.model_names, self.globs["expect_unexpected"], self.depth.left
         )
-        spare, unexpected = leftovers(names, self.used, self.model_names, self.rule.spare, self.depth.left)
         made, lost = any(self.promises), any(self.lists[fate] for fate in ("missing", "declined", "expected"))
         lists: dict[str, Any] = {name: tuple(items) for name, items in self.lists.items()}
         return LoadReport(
@@ -381,8 +374,8 @@ class _Search:
             **lists,
             unexpected=tuple(unexpected),
             spare=tuple(spare),
-            beside=tuple(beside(unexpected, [names.name_of[key] for key in taken])),
-            unused_patterns=tuple(unused),
+            beside=tuple(fits.beside(unexpected, [names.name_of[key] for key in taken])),
+            unused_patterns=tuple(self._unused_patterns()),
             elements=(sum(sites[name].numel for name in sites if name in fills), sum(s.numel for s in sites.values())),
             file_elements=(sum(self.sizes.get(key, 0) for key in taken), sum(self.sizes.values())),
             notes=tuple(notes),
@@ -391,6 +384,16 @@ class _Search:
             guess=guess,
             promise="none" if made and lost else weakest(self.promises),
         )
+
+    def _unused_patterns(self) -> Iterator[str]:
+        views = [view.name for views in self.groups.values() for view in views]
+        # Keys that lie outside of the prefix may be named, too, although they are not looked at.
+        keys = dict.fromkeys((*self.checkpoint, *self.names.name_of.values()))
+        for option, globs in self.globs.items():
+            noun, names = ("key", keys) if option == "expect_unexpected" else ("site", views)
+            for glob in globs:
+                if not any(glob_matches(glob, name) for name in names):
+                    yield f"{option}: {glob!r} matches no {noun}{did_you_mean(glob, names)}"
 
 
 INITIALIZERS.register(Loaded)

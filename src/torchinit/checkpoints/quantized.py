@@ -16,7 +16,9 @@ miss each format that comes after it; new formats make their names of the same f
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +28,7 @@ from torch import Tensor
 import torchinit._limits as limits
 from torchinit._text import abbreviate, dtype_name
 from torchinit.checkpoints.adapters import Dequantize
-from torchinit.checkpoints.adapters.quantization import NOT_FACTORS, is_dequantizable, is_float8
+from torchinit.checkpoints.adapters.factors import NOT_FACTORS, is_dequantizable, is_float8
 from torchinit.checkpoints.formats import Info
 from torchinit.errors import CheckpointError
 from torchinit.model.names import normalize
@@ -64,10 +66,7 @@ UNREAD: Final = "a scale of that name is in the file, and nothing reads it: wron
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """The reason why a site cannot be loaded, the keys that its values need, and the way out.
-
-    ``adapter`` would make weights of these values, tried on their shapes; None where none is known.
-    """
+    """The reason why a site cannot be loaded, the keys that its values need, the way out, and the adapter for it."""
 
     why: str
     companions: tuple[str, ...]
@@ -96,8 +95,7 @@ class _Companion:
 class Companions:
     """The tensors of a checkpoint that belong to no site of a model, and so may be needed to read another.
 
-    ``names`` are pairs of a key and what it is called in the model, ``known`` is what the model has, ``info`` gives
-    shape and dtype of a key.
+    ``names`` are pairs of a key and its name in the model, ``known`` is what the model has.
     """
 
     def __init__(self, names: Iterable[tuple[str, str]], known: Container[str], info: Callable[[str], Info]) -> None:
@@ -107,15 +105,14 @@ class Companions:
         self._keys = {alias: key for key, name in loose for alias in (key, name)}
         self._markers = {key for key in self._keys.values() if key.rpartition(".")[2] == "scaled_fp8"}
         self.info = info
-        self._by_base: dict[str, dict[str, frozenset[str]]] = {}
-        self._by_start: dict[str, dict[str, None]] = {}
-        for alias, key in self._keys.items():
-            if len(alias) > limits.NAME_LENGTH:  # each of its beginnings would be kept
-                continue
+        self._by_base: dict[str, dict[str, frozenset[str]]] = defaultdict(dict)
+        self._by_start: dict[str, set[str]] = defaultdict(set)
+        short = [pair for pair in self._keys.items() if len(pair[0]) <= limits.NAME_LENGTH]  # all beginnings are kept
+        for alias, key in short:
             for separator in [*re.finditer("[._:]", alias)][-limits.LEVELS :]:
-                self._by_start.setdefault(alias[: separator.start()], {})[key] = None
+                self._by_start[alias[: separator.start()]].add(key)
             for base, words in _bases(alias):
-                self._by_base.setdefault(base, {})[key] = words
+                self._by_base[base][key] = words
 
     @classmethod
     def among(cls, tensors: Mapping[str, Any], known: Container[str]) -> Companions:
@@ -160,19 +157,17 @@ class Companions:
         name = self._names[key]
         owner, dot, leaf = name.rpartition(".")
         factors = [self._names[other.key] for other in near if other.is_factor]
-        adapters, start = [Dequantize()], owner + dot
-        if len(factors) == 1 and factors[0].startswith(start):
-            scale = factors[0].removeprefix(start).replace(leaf, "*")
+        adapters = [Dequantize()]
+        if len(factors) == 1 and factors[0].startswith(owner + dot):
+            scale = factors[0].removeprefix(owner + dot).replace(leaf, "*")
             adapters += [] if NOT_FACTORS.search(scale) else [Dequantize(scale)]
         for adapter in adapters:
-            try:
+            with suppress(ValueError):
                 bound = adapter.bound(name, lambda _: info.dtype, self.dtype_of)
                 key = self._keys[bound.wants(name)[1]] if bound else ""
                 if bound and not self._unread(near, [key]):
                     bound.makes([info.shape, self.info(key).shape], name)
                     return adapter
-            except ValueError:
-                pass
         return None
 
     def instead(self, name: str) -> Quantized | None:
@@ -214,8 +209,7 @@ class Companions:
     def _extensions(self, key: str) -> Iterator[tuple[str, Info]]:
         """The loose tensors whose names go on where that of a key ends, in whatever words; scales are never float8."""
         for other in sorted(self._by_start.get(key, ())):
-            stored = self.look(other)
-            if stored is not None and not is_float8(stored.dtype):
+            if (stored := self.look(other)) and not is_float8(stored.dtype):
                 yield other, stored
 
     def _belongs(self, other: _Companion, info: Info, dtype: torch.dtype) -> bool:
@@ -242,13 +236,12 @@ def quantized(tensors: Mapping[str, Any], sites: Mapping[str, torch.dtype]) -> d
     """The sites, given by name and dtype, that these tensors hold in quantized form."""
     companions = Companions.among(tensors, sites)
     keys = {normalize(key): key for key, value in tensors.items() if isinstance(value, Tensor)}
-    refusals = {}
-    for name, dtype in sites.items():
-        if (key := keys.get(name)) is None:
-            refusals[name] = companions.instead(name)
-        else:
-            refusals[name] = companions.of(key, companions.info(key), dtype)
-    return {name: reason for name, reason in refusals.items() if reason is not None}
+
+    def refusal(name: str, dtype: torch.dtype) -> Quantized | None:
+        key = keys.get(name)
+        return companions.of(key, companions.info(key), dtype) if key is not None else companions.instead(name)
+
+    return {name: reason for name, dtype in sites.items() if (reason := refusal(name, dtype)) is not None}
 
 
 def _is_narrow(stored: torch.dtype, dtype: torch.dtype) -> bool:
@@ -283,17 +276,14 @@ def _refused(
     """The refusal, with advice by the words of the companions, and by the dtype of the values where they are there."""
     keys = tuple(dict.fromkeys(companion.key for companion in companions))
     words = frozenset[str]().union(*(companion.words for companion in companions))
-    library = next(
-        (
-            f"{name}: load the model with {library}, dequantize it there and save its state_dict"
-            for tells, name, library in _WRITERS
-            if any({*alternative.split()} <= words for alternative in tells.split("|"))
-        ),
-        "quantized: load the model with the library that wrote the file, and save its dequantized state_dict",
-    )
-    how, product = library, "multiply each tensor by its scale, or each block by its own"
+    writers = (row for row in _WRITERS if any({*alternative.split()} <= words for alternative in row[0].split("|")))
+    product = "multiply each tensor by its scale, or each block by its own"
     if adapter:
         how = f"quantized: {product}, as a rule with Pretrained(..., adapt={{'**': {adapter}}}) does"
-    elif library.startswith("quantized") and dtype is not None and is_float8(dtype):
+    elif writer := next(writers, None):
+        how = f"{writer[1]}: load the model with {writer[2]}, dequantize it there and save its state_dict"
+    elif dtype is not None and is_float8(dtype):
         how = f"scaled float8: {product}, and load the products, from a dict or a file of them"
+    else:
+        how = "quantized: load the model with the library that wrote the file, and save its dequantized state_dict"
     return Quantized(f"{why} {abbreviate(keys)}", keys, f"{how}; or take a file that is not quantized", adapter)

@@ -11,10 +11,11 @@ from typing import Final
 import torchinit._limits as limits
 from torchinit._text import abbreviate
 from torchinit.checkpoints import adapters
-from torchinit.checkpoints.adapters.base import Adapter, Size, find_parts, replace_parts
+from torchinit.checkpoints.adapters.base import Adapter
+from torchinit.checkpoints.adapters.tensors import Size
 from torchinit.checkpoints.formats import Checkpoint
 from torchinit.checkpoints.guesses import Shapes, beginning, guess
-from torchinit.checkpoints.key_mapping import NamedKeys, unwrapped
+from torchinit.checkpoints.key_mapping import NamedKeys, find_parts, replace_parts, unwrapped
 from torchinit.errors import CheckpointError
 from torchinit.initializers.load_report import Guess
 from torchinit.model.names import glob_matches

@@ -21,8 +21,7 @@ from tests import servers
 from tests.checkpoints.hub.downloads import BODY, HASTY, QUICK, SHA, got, left_in
 from tests.servers import Handler, Host, Visit, broken, in_turn, ranged, redirect, status, whole
 from torchinit.checkpoints import fetch
-from torchinit.checkpoints.hub.cache import Cache
-from torchinit.checkpoints.hub.lockfile import read_pins
+from torchinit.checkpoints.hub.cache import Cache, read_pins
 from torchinit.errors import FetchError
 
 

@@ -12,7 +12,7 @@ from tests.servers import Host
 from torchinit import CheckpointError, Name, Pretrained, Rule, open_checkpoint, plan
 from torchinit.checkpoints import fetch
 from torchinit.checkpoints.hub.cache import default_folder
-from torchinit.checkpoints.hub.config import from_environment
+from torchinit.checkpoints.hub.urls import from_environment
 from torchinit.errors import FetchError
 
 

@@ -18,7 +18,7 @@ from tests.processes import on_ranks
 from tests.servers import Host, in_turn, status, whole
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize
 from torchinit.checkpoints import open_checkpoint
-from torchinit.checkpoints.hub.lockfile import Pin, read_pins
+from torchinit.checkpoints.hub.cache import Pin, read_pins
 from torchinit.checkpoints.open import forget
 from torchinit.mmengine.checkpoints import load_checkpoint
 

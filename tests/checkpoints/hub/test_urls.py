@@ -1,4 +1,4 @@
-"""Addresses: a URL leads where it says, its name is safe for any file system; an index names files beside it alone."""
+"""Addresses: a URL leads where it says, and an index names files beside it alone; limits by the environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from torchinit.checkpoints import member_of
-from torchinit.checkpoints.hub.urls import address_of, is_public, name_of, redirected
+from torchinit.checkpoints.hub.urls import Limits, address_of, from_environment, is_public, name_of, redirected
 from torchinit.errors import FetchError
 
 
@@ -172,3 +172,59 @@ def test_a_member_is_refused_or_lies_in_the_folder(name: str) -> None:
     path = PurePosixPath(unquote(parts.path))
     assert path.is_relative_to("/m")
     assert ".." not in path.parts
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_silent_environment_changes_nothing() -> None:
+    assert from_environment({}) == Limits()
+    hosts = ("TORCHINIT_ALLOWED_HOSTS", "TORCHINIT_PRIVATE_HOSTS")
+    empty = ("TORCHINIT_MAX_DOWNLOAD", "TORCHINIT_TIMEOUT", *hosts, "TORCHINIT_OFFLINE")
+    assert from_environment(dict.fromkeys(empty, "")) == Limits()
+
+
+def test_what_it_sets() -> None:
+    said = {
+        "TORCHINIT_MAX_DOWNLOAD": "2.5 GB",
+        "TORCHINIT_TIMEOUT": "7.5",
+        "TORCHINIT_ALLOWED_HOSTS": "a.org, *.b.org,",
+        "TORCHINIT_PRIVATE_HOSTS": "*.corp",
+        "TORCHINIT_OFFLINE": "Yes",
+    }
+    assert from_environment(said) == Limits(
+        size=2_500_000_000, idle=7.5, hosts=("a.org", "*.b.org"), private=("*.corp",), offline=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("TORCHINIT_MAX_DOWNLOAD", "much", "TORCHINIT_MAX_DOWNLOAD='much' is not a size; write 500MB or 20GB"),
+        ("TORCHINIT_MAX_DOWNLOAD", "-1", "is not a size"),
+        ("TORCHINIT_TIMEOUT", "0", "TORCHINIT_TIMEOUT='0' is not a number of seconds above 0"),
+        ("TORCHINIT_TIMEOUT", "inf", "is not a number of seconds above 0"),
+        ("TORCHINIT_OFFLINE", "maybe", "TORCHINIT_OFFLINE='maybe' is neither yes nor no; set it to 1 or 0"),
+    ],
+)
+def test_what_it_cannot_mean(name: str, value: str, text: str) -> None:
+    with pytest.raises(FetchError, match=text):
+        from_environment({name: value})
+
+
+@pytest.mark.parametrize(
+    ("hosts", "host", "allowed"),
+    [
+        ((), "anybody.org", True),
+        (("a.org",), "A.org.", True),
+        (("a.org",), "b.a.org", False),
+        (("*.a.org",), "b.a.org", True),
+        (("*.a.org",), "a.org", False),
+        (("*.a.org",), "evila.org", False),
+        (("*",), "a.org", True),
+    ],
+)
+def test_hosts(hosts: tuple[str, ...], host: str, allowed: bool) -> None:
+    assert Limits(hosts=hosts).allows(host) is allowed
+    assert Limits(private=hosts).allows_private(host) is (allowed and bool(hosts))
+    assert Limits(hosts=hosts).allows_private(host) is (allowed and bool(hosts))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.servers import Host, broken, whole
 from torchinit.checkpoints import Limits, fetch
-from torchinit.checkpoints.hub.lockfile import read_pins
+from torchinit.checkpoints.hub.cache import read_pins
 from torchinit.cli import main
 
 SHA = hashlib.sha256(b"weights").hexdigest()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from torchinit.checkpoints.adapters.base import ADAPTERS, Adapter, Chain, ReadPlan
-from torchinit.checkpoints.adapters.fusion import Fuse, Split, Stack, Unstack
+from torchinit.checkpoints.adapters.factors import BatchNormAffine, Dequantize, FoldBatchNorm, WeightNorm
+from torchinit.checkpoints.adapters.fusion import Fuse, PoolHeads, Rearrange, RopeOrder, Split, Stack, Unstack
 from torchinit.checkpoints.adapters.images import (
     Inflate,
     InputChannels,
@@ -13,11 +14,7 @@ from torchinit.checkpoints.adapters.images import (
 )
 from torchinit.checkpoints.adapters.low_rank import LoRA
 from torchinit.checkpoints.adapters.mixtures import MergeExperts, Upcycle, UpcycleRouter
-from torchinit.checkpoints.adapters.norms import BatchNormAffine, FoldBatchNorm, WeightNorm
-from torchinit.checkpoints.adapters.quantization import Dequantize
-from torchinit.checkpoints.adapters.rows_and_axes import Drop, Labels, Rows, Transpose
-from torchinit.checkpoints.adapters.transformers import PoolHeads, Rearrange, RopeOrder
-from torchinit.checkpoints.adapters.vocabulary import ResizeVocabulary
+from torchinit.checkpoints.adapters.rows_and_axes import Drop, Labels, ResizeVocabulary, Rows, Transpose
 from torchinit.checkpoints.adapters.width import HyperClone, Net2Wider, Repeat, WeightSelection
 from torchinit.rules.catalog import SCHEMA
 from torchinit.serialization.registry import TaggedUnion

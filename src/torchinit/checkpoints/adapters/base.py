@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import re
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, final
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, final, get_args
 
 import torch
 from torch import Tensor
 
-from torchinit._text import ShortStr, did_you_mean
+from torchinit._text import ShortStr
+from torchinit.checkpoints.adapters.tensors import Size, listed, span
 from torchinit.initializers.load_report import Promise as Promise  # noqa: PLC0414  # adapters have it from here
 from torchinit.initializers.load_report import weakest
 from torchinit.model.shards import Box, replaced
+from torchinit.noise import Keyed
 from torchinit.noise.threads import one_thread
+from torchinit.serialization.reading import alternatives, argument_types
 from torchinit.serialization.registry import ClassRegistry
-from torchinit.serialization.validation import is_integer
+from torchinit.serialization.validation import check_choice, check_number, is_integer
 
 if TYPE_CHECKING:
     from torchinit.checkpoints.adapters.surroundings import Surroundings
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
 _Adapter = TypeVar("_Adapter", bound="Adapter")
 _Value = TypeVar("_Value")
 
-Size: TypeAlias = tuple[int, ...]  # the shape of a tensor
 DtypeOf: TypeAlias = Callable[[str], torch.dtype | None]  # of a tensor of the file, by its name in the model
 
 
@@ -34,9 +37,7 @@ DtypeOf: TypeAlias = Callable[[str], torch.dtype | None]  # of a tensor of the f
 class ReadPlan:
     """The boxes to read, one of each tensor, and the function that combines them to a box of a site.
 
-    >>> import torch
-    >>> plan = ReadPlan((Box((2,), (1,)),), lambda tensors: tensors[0])
-    >>> plan.combine([box.of(torch.arange(4)) for box in plan.boxes])
+    >>> ReadPlan((Box((2,), (1,)),), lambda tensors: tensors[0]).combine([torch.arange(4)[2:3]])
     tensor([2])
     """
 
@@ -47,12 +48,9 @@ class ReadPlan:
 class Adapter(ShortStr, ABC):
     """A change of tensors of a checkpoint so that they fit a site.
 
-    A frozen value and a pure function: the same tensors, shape and key give the same result. ``key`` is
-    always the site's own, after prefix and renames. Where only a part of a site is here, the whole is
-    computed and that part kept, unless :meth:`slices_along` or :meth:`read_plan` knows better.
-
-    One that moves elements keeps their dtype; one that computes does so in float32 at least, and leaves it
-    to the loader to round once to the site's dtype.
+    A frozen value and a pure function: the same tensors, shape and key give the same result. ``key`` is always the
+    site's own, after prefix and renames. One that moves elements keeps their dtype; one that computes does so in
+    float32 at least, and leaves it to the loader to round once to the site's dtype.
 
     >>> from torchinit.checkpoints.adapters import Transpose
     >>> Transpose().adapt([torch.zeros(2, 3)], (3, 2), "c_fc.weight").shape
@@ -138,8 +136,7 @@ class Adapter(ShortStr, ABC):
         Of slices that are moved those that come into the box are read. Else all is read, and the box cut out of the
         whole value, which is computed on one thread so that every rank has the same.
         """
-        axis = self.slices_along()
-        if axis is not None:
+        if (axis := self.slices_along()) is not None:
             return _plan_slices(self, axis, shapes, shape, box, key)
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
@@ -171,8 +168,47 @@ ADAPTERS: Final = ClassRegistry("adapter", method="adapt", group="torchinit.adap
 
 @dataclass_transform(frozen_default=True)
 def register(cls: type[_Adapter]) -> type[_Adapter]:
-    """Make an adapter a frozen dataclass that recipes can name."""
+    """Make an adapter a frozen dataclass that recipes can name, and that checks its arguments by their types."""
+    more: Callable[[Adapter], None] | None = getattr(cls, "__post_init__", None)
+
+    def check(adapter: Adapter) -> None:
+        for name, hint in argument_types(type(adapter)).items():
+            _check_argument(adapter, name, hint)
+        if more:
+            more(adapter)
+
+    cls.__post_init__ = check  # type: ignore[attr-defined]
     return ADAPTERS.register(final(dataclass(frozen=True, slots=True)(cls)))
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+_COUNTS: Final = frozenset({"block", "count", "fused", "granularity", "groups", "heads", "rank", "trained"})
+"""Arguments that are numbers from 1; others that are whole numbers start at 0."""
+_SIGNED: Final = frozenset({"drop", "scale", "scaling", "snr"})
+"""Arguments that are numbers, but do not start at 0, or say it in other words."""
+_ITEMS: Final[Mapping[object, str]] = {str: "names", int: "whole numbers", Adapter: "adapters"}
+
+
+def _check_argument(adapter: Adapter, name: str, hint: Any) -> None:
+    """Check an argument by its type, if that is one alone or None, and make a tuple of a list."""
+    value, kinds = getattr(adapter, name), alternatives(hint)
+    kind, *others = (kind for kind in kinds if kind is not NoneType)
+    if others or (value is None and NoneType in kinds):
+        return
+    if name == "seed":
+        Keyed(value)
+    elif kind is int and not is_integer(value, least := int(name in _COUNTS)):
+        raise ValueError(f"{name} must be a whole number from {least}, but got {value!r}")
+    elif kind is float:
+        check_number(name, value, least=-math.inf if name in _SIGNED else 0)
+    elif (parts := get_args(kind)) and parts[1:] == (...,):
+        item = parts[0]
+        if not isinstance(value, (list, tuple)) or not all(isinstance(each, item) for each in value):
+            raise TypeError(f"{name} must be a list of {_ITEMS[item]}, but got {value!r}")
+        object.__setattr__(adapter, name, tuple(value))
+    elif parts and isinstance(parts[0], str):
+        check_choice(name, value, kind)
 
 
 def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
@@ -188,10 +224,9 @@ def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Siz
     wanted = adapter.adapt(numbers, line, key).flatten().narrow(0, box.start[axis], box.shape[axis])
     boxes, read, first = [], [], 0
     for count in counts:
-        mine = wanted[(wanted >= first) & (wanted < first + count)]
-        low, end = (int(mine.min()), int(mine.max()) + 1) if len(mine) else (first, first)
-        boxes.append(Box(replaced(box.start, axis, low - first), replaced(box.shape, axis, end - low)))
-        read.append(torch.arange(low, end))
+        low, end = span([wanted[(wanted >= first) & (wanted < first + count)] - first])
+        boxes.append(Box(replaced(box.start, axis, low), replaced(box.shape, axis, end - low)))
+        read.append(torch.arange(first + low, first + end))
         first += count
     order = torch.searchsorted(torch.cat(read), wanted)
 
@@ -223,7 +258,6 @@ class Chain(BySlices):
     steps: tuple[Adapter, ...]
 
     def __post_init__(self) -> None:
-        take_lists(self, Adapter, "steps")
         if not self.steps:
             raise ValueError("a chain needs at least one step")
         if any(isinstance(step, Chain) for step in self.steps):
@@ -234,14 +268,14 @@ class Chain(BySlices):
 
     def bound(self, key: str, values: DtypeOf, loose: DtypeOf) -> Adapter | None:
         # A step is asked about the first of the tensors that it makes: parts of one site are kept in one way.
-        steps = list[Adapter]()
+        steps: tuple[Adapter, ...] = ()
         for step in reversed(self.steps):
-            behind = Chain(tuple(steps)).wants(key)[:1] if steps else (key,)
+            behind = Chain(steps).wants(key)[:1] if steps else (key,)
             if behind and (found := step.bound(behind[0], values, loose)):
-                steps.insert(0, found)
-        if len(steps) == len(self.steps) or len(steps) > 1:
-            return Chain(tuple(steps))
-        return steps[0] if steps else None
+                steps = (found, *steps)
+        if len(steps) == 1 < len(self.steps):
+            return steps[0]
+        return Chain(steps) if steps else None
 
     @property
     def promise(self) -> Promise | None:
@@ -263,12 +297,10 @@ class Chain(BySlices):
     # Shapes, keys and tensors come in the order of `wants`: for each tensor that the last step takes, all those of the
     # file that the steps before it make that one of. So the same walk sorts each of the three.
     def _inputs(self, values: Sequence[_Value], key: str) -> list[tuple[str, list[_Value]]]:
-        """The name of each tensor that the last step takes, and those of the values that it is made of."""
         left = iter(values)
         return [(part, [next(left) for _ in self._before.wants(part)]) for part in self.steps[-1].wants(key)]
 
     def _input_shapes(self, shapes: Sequence[Size], key: str) -> list[Size]:
-        """The shapes that the last step takes."""
         inputs = [self._before.makes(stored, part) for part, stored in self._inputs(shapes, key)]
         if None in inputs:
             raise ValueError(f"{self.steps[-2]} makes whatever shape is asked for, so it must be the last of {self}")
@@ -299,102 +331,11 @@ class Chain(BySlices):
 
 
 @dataclass(frozen=True, slots=True)
-class _Nothing(Adapter):
+class _Nothing(BySlices):
     """The steps before the first: each tensor as the file has it."""
 
     def makes(self, shapes: Sequence[Size], key: str) -> Size:
         return shapes[0]
 
-    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
-        return tensors[0]
-
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         return ReadPlan((box,), lambda tensors: tensors[0])
-
-
-# --- values and arguments --------------------------------------------------------------------------------------------
-
-
-def upcast(tensor: Tensor) -> Tensor:
-    """The tensor in a dtype to compute in: its own, but float32 at least."""
-    small = tensor.dtype.itemsize == 1  # torch promotes no float of eight bits
-    return tensor.to(torch.float32 if small else torch.promote_types(tensor.dtype, torch.float32))
-
-
-def listed(shapes: Sequence[Size]) -> str:
-    """Shapes as a message has them: ``[2, 3], []``."""
-    return ", ".join(str(list(size)) for size in shapes)
-
-
-def check_whole(adapter: Adapter, *names: str, least: int = 0) -> None:
-    """Raise ValueError for arguments that are not whole numbers from ``least``."""
-    for name in names:
-        if not is_integer(value := getattr(adapter, name), least):
-            raise ValueError(f"{name} must be a whole number from {least}, but got {value!r}")
-
-
-def take_lists(adapter: Adapter, kind: type, *names: str) -> None:
-    """Make tuples of arguments that may be lists. Raises TypeError for anything else, text above all."""
-    items = {str: "names", int: "whole numbers"}.get(kind, "adapters")
-    for name in names:
-        given = getattr(adapter, name)
-        if not isinstance(given, (list, tuple)) or not all(isinstance(item, kind) for item in given):
-            raise TypeError(f"{name} must be a list of {items}, but got {given!r}")
-        object.__setattr__(adapter, name, tuple(given))
-
-
-def check_same(
-    adapter: Adapter, shapes: Sequence[Size], shape: Size, free: Collection[int], *, least: int = 1, most: int = 0
-) -> Size:
-    """Return the one shape of the file, once it agrees with the site's in every dimension but the ``free`` ones.
-
-    Raises ValueError where it does not, where a free dimension is empty, and where the site has fewer than ``least``
-    dimensions, or more than ``most``, if that is given.
-    """
-    (stored,) = shapes
-    if not least <= len(shape) <= (most or len(shape)):
-        dims = f"at least {least}" if not most else " or ".join(map(str, range(least, most + 1)))
-        raise ValueError(f"{adapter} needs a site of {dims} dimensions, but it has {list(shape)}")
-    open_axes = {axis % len(shape) for axis in free}
-    expected = ["*" if axis in open_axes else str(size) for axis, size in enumerate(shape)]
-    if ["*" if axis in open_axes else str(size) for axis, size in enumerate(stored)] != expected:
-        raise ValueError(f"{adapter} needs [{', '.join(expected)}] for a site of {list(shape)}, but got {list(stored)}")
-    if any(stored[axis] == 0 for axis in open_axes):
-        raise ValueError(f"{adapter} can make nothing of {list(stored)}, which is empty")
-    return stored
-
-
-# --- dotted parts of a key -------------------------------------------------------------------------------------------
-
-
-def find_parts(key: str, wanted: str) -> re.Match[str] | None:
-    """The last ``wanted`` among the dotted parts of a key: what is before it, it, each number in it, what is behind.
-
-    ``*`` in it stands for one part that is a number.
-
-    >>> find_parts("h.0.attn.qkv.weight", "attn.qkv").groups(), find_parts("h.0.attn", "tn")
-    (('h.0.', 'attn.qkv', '.weight'), None)
-    """
-    run = r"\.".join("([0-9]+)" if part == "*" else re.escape(part) for part in wanted.split("."))
-    return re.fullmatch(rf"(.*\.|)({run})(\..*|)", key, re.DOTALL)
-
-
-def replace_parts(key: str, old: str, new: str) -> str:
-    """The key with the last ``old``, one or several whole parts of it, replaced. Raises ValueError for none."""
-    before, *_, behind = _found(key, old).groups()
-    return f"{before}{new}{behind}"
-
-
-def numbered(key: str, pattern: str) -> tuple[int, str]:
-    """The number at the ``*`` of the pattern, and the parts that it stands for. Raises ValueError for a key without."""
-    found = _found(key, pattern)
-    return int(found[3]), found[2]
-
-
-def _found(key: str, wanted: str) -> re.Match[str]:
-    found = find_parts(key, wanted)
-    if found is None:
-        parts, length = key.split("."), len(wanted.split("."))
-        runs = [".".join(parts[start : start + length]) for start in range(len(parts) - length + 1)]
-        raise ValueError(f"{key!r} has no part {wanted!r}{did_you_mean(wanted, [] if '*' in wanted else runs)}")
-    return found

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, Size, check_same, check_whole, register, upcast
+from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, register
+from torchinit.checkpoints.adapters.tensors import Size, check_same, upcast
 from torchinit.model.shards import Box, replaced, without
-from torchinit.serialization.validation import check_choice, is_integer
+from torchinit.serialization.validation import is_integer
 
 Channels: TypeAlias = Literal["sum", "repeat"]
 Frames: TypeAlias = Literal["repeat", "centre"]
@@ -24,12 +25,11 @@ Grid: TypeAlias = tuple[int, int]  # height and width
 class InputChannels(Adapter):
     """The input channels of a convolution, made fewer or more: RGB to grey, to infrared and so on.
 
-    The n channels of the file are repeated in turn until there are m. With ``how="sum"`` they are scaled by
-    n/m, and for m = 1 summed, so that the layer answers to an image whose channels are all alike as before:
-    exactly so for m = 1 and for multiples of n. With ``how="repeat"`` they stay as they are. ``axis`` is the
-    dimension of the input channels: 1 for a convolution and a Linear, 0 for a transposed one.
+    The n channels of the file are repeated in turn until there are m. With ``how="sum"`` they are scaled by n/m, and
+    for m = 1 summed, so that the layer answers as before to an image whose channels are all alike, if m is 1 or a
+    multiple of n. With ``how="repeat"`` they stay as they are. ``axis`` is the dimension of the input channels: 1 for a
+    convolution and a Linear, 0 for a transposed one.
 
-    >>> import torch
     >>> rgb = torch.tensor([[[[1.0]], [[2.0]], [[4.0]]]])
     >>> InputChannels().adapt([rgb], (1, 1, 1, 1), "conv1.weight").item()
     7.0
@@ -38,10 +38,6 @@ class InputChannels(Adapter):
     only_resizes: ClassVar[bool] = True
     how: Channels = "sum"
     axis: int = 1
-
-    def __post_init__(self) -> None:
-        check_choice("how", self.how, Channels)
-        check_whole(self, "axis")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)
@@ -68,17 +64,12 @@ class Inflate(Adapter):
     video that stands still is stored as its image was. ``how="centre"`` gives it to the middle frame, t // 2,
     and zeros to the others (ViViT, https://arxiv.org/abs/2103.15691). ``axis`` is where time comes in.
 
-    >>> import torch
     >>> Inflate().adapt([torch.ones(1, 1, 1, 1)], (1, 1, 4, 1, 1), "conv1.weight").flatten()
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
 
     how: Frames = "repeat"
     axis: int = 2
-
-    def __post_init__(self) -> None:
-        check_choice("how", self.how, Frames)
-        check_whole(self, "axis")
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         if len(shape) <= self.axis or shapes[0] != without(shape, self.axis):
@@ -177,7 +168,7 @@ class _ResizeGrid(Adapter):
             grid = resized.reshape(*shape[:-2], -1, shape[-1])
         return torch.cat([before, added, grid, behind], -2)
 
-    def _check_grids(self) -> None:
+    def __post_init__(self) -> None:
         for name in ("file", "site"):
             if (grid := getattr(self, name)) is not None:
                 if not (isinstance(grid, (list, tuple)) and len(grid) == 2 and all(map(is_integer, grid))):
@@ -189,11 +180,10 @@ class _ResizeGrid(Adapter):
 class ResizePositions(_ResizeGrid):
     """Absolute position embeddings ``[..., tokens, width]`` for another number of patches, resampled bicubically.
 
-    The first ``prefix`` tokens (class, distillation, registers) have no place and stay; the others lie row by
-    row on a grid. Where the site has another number of such tokens, ``site_prefix``, those that both have stay, and
-    new ones are zero: a token that the file lacks begins with its own embedding alone. Grids are square unless given
-    as (height, width): ``file`` and ``site``. With ``antialias=True`` a smaller grid averages, as timm's
-    ``resample_abs_pos_embed`` does. The same grid stays as it is, bit for bit.
+    The first ``prefix`` tokens (class, distillation, registers) have no place and stay; the others lie row by row on a
+    grid. Where the site has another number of such tokens, ``site_prefix``, those that both have stay, and new ones are
+    zero. Grids are square unless given as (height, width): ``file`` and ``site``. With ``antialias=True`` a smaller
+    grid averages, as timm's ``resample_abs_pos_embed`` does. The same grid stays as it is, bit for bit.
 
     >>> ResizePositions(prefix=0).check([(1, 197, 768)], (1, 576, 768), "pos_embed")
     Traceback (most recent call last):
@@ -205,10 +195,6 @@ class ResizePositions(_ResizeGrid):
     site: Grid | None = None
     antialias: bool = True
     site_prefix: int | None = None
-
-    def __post_init__(self) -> None:
-        check_whole(self, "prefix", *["site_prefix"] * (self.site_prefix is not None))
-        self._check_grids()
 
     @property
     def _heads(self) -> tuple[int, int]:
@@ -228,10 +214,9 @@ class ResizePositions(_ResizeGrid):
             squares = (rows - first for first in range(min(rows, 9)))
             near = next((square for square in squares if math.isqrt(square) ** 2 == square), 0)
             hint = f"with prefix={rows - near} they are {math.isqrt(near)}x{math.isqrt(near)}, else " if near else ""
-            alone = f"; site_prefix={rows - near} is for the site alone" if near and name == "site" else ""
-            raise ValueError(
-                f"{rows} tokens with prefix={prefix} are not a square grid; {hint}give {name}=(h, w){alone}"
-            )
+            hint += f"give {name}=(h, w)"
+            hint += f"; site_prefix={rows - near} is for the site alone" if near and name == "site" else ""
+            raise ValueError(f"{rows} tokens with prefix={prefix} are not a square grid; {hint}")
         return given or (side, side)
 
 
@@ -249,10 +234,6 @@ class ResizeRelativeBias(_ResizeGrid):
     file: Grid | None = None
     site: Grid | None = None
     antialias: bool = False
-
-    def __post_init__(self) -> None:
-        check_whole(self, "extra")
-        self._check_grids()
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         self._grids(check_same(self, shapes, shape, {0}, least=2, most=2), shape)

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import (
-    BySlices,
-    Promise,
-    ReadPlan,
-    Size,
-    check_whole,
-    find_parts,
-    listed,
-    numbered,
-    register,
-    replace_parts,
-    upcast,
-)
+from torchinit.checkpoints.adapters.base import BySlices, Promise, ReadPlan, register
+from torchinit.checkpoints.adapters.tensors import Size, along, listed, normal, picked, span, taken, upcast
+from torchinit.checkpoints.key_mapping import find_parts, numbered, replace_parts
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.noise import Keyed
 from torchinit.noise.threads import one_thread
-from torchinit.serialization.validation import check_number
 
 
 @register
@@ -35,20 +25,16 @@ class Upcycle(BySlices):
 
     ``hidden`` is the dimension of the dense weight that runs over the hidden units, ``fused`` the number of weights
     that lie one after the other along it (2: gate and up). ``granularity=g`` cuts the hidden units into g equal parts:
-    expert e has part e mod g, and g neighbours make up the block. Their router must choose such neighbours together,
-    that is, begin with like rows for them. ``scale`` multiplies the values, for the weight of the way out and no other:
-    by g where the weights of the chosen experts sum to one, by g · experts / chosen where they do not
-    (https://arxiv.org/abs/2410.07524, which spreads it over all weights of a block). With a granularity it must be
+    expert e has part e mod g, and g neighbours make up the block; their router must choose them together. ``scale``
+    multiplies the values, for the weight of the way out and no other: by g where the weights of the chosen experts sum
+    to one, by g · experts / chosen where they do not (https://arxiv.org/abs/2410.07524). With a granularity it must be
     given, as 1 for ways in, unless several weights are fused.
 
-    ``drop=r`` starts the share r of each expert's hidden units anew, from the normal distribution that has the mean and
-    standard deviation of the values that they had (Drop-Upcycling, https://arxiv.org/abs/2502.19261): the same units in
-    all weights of the block, where the authors' script (https://github.com/Taishi-N324/Drop-Upcycling) draws some for
-    each weight, and shuffles all units. ``noise`` is the standard deviation of what is added to every value; in that
-    repository's noise upcycling it is 0.02, and added to the share r alone. Draws are those of ``seed`` and the names
-    of sites.
-
-    The function stays the same if neither noise nor drop is asked for and the weights of the chosen experts sum to one.
+    ``drop=r`` starts the share r of each expert's hidden units anew, the same in all weights of the block, from the
+    normal distribution with the mean and standard deviation of the values that they had (Drop-Upcycling,
+    https://arxiv.org/abs/2502.19261). ``noise`` is the standard deviation of what is added to every value. Draws are
+    those of ``seed`` and the names of sites. The function stays if neither is asked for and the weights of the chosen
+    experts sum to one.
 
     >>> up = Upcycle("experts.down_proj", "down_proj.weight")
     >>> up.wants("layers.0.mlp.experts.down_proj"), up.adapt([torch.ones(2, 3)], (8, 2, 3), "experts.down_proj").shape
@@ -68,18 +54,11 @@ class Upcycle(BySlices):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_whole(self, "fused", "granularity", least=1)
-        check_number("noise", self.noise, least=0)
-        if not 0 <= check_number("drop", self.drop) <= 1:
+        if not 0 <= self.drop <= 1:
             raise ValueError(f"drop must lie in [0, 1], but got {self.drop!r}")
-        Keyed(self.seed)
-        if self.hidden is not None:
-            check_whole(self, "hidden")
-        elif self.granularity > 1 or self.drop or self.fused > 1:
+        if self.hidden is None and (self.granularity > 1 or self.drop or self.fused > 1):
             raise ValueError("granularity, drop and fused need hidden, the dimension that runs over the hidden units")
-        if self.scale is not None:
-            check_number("scale", self.scale)
-        elif self.granularity > 1 and self.fused == 1:
+        if self.scale is None and self.granularity > 1 and self.fused == 1:
             advice = f"{self.granularity} for the way out of blocks if the weights of chosen experts sum to one"
             raise ValueError(f"granularity needs scale, the factor of the values: {advice}, 1 for a way in")
         if self.into.split(".").count("*") > 1:
@@ -129,7 +108,7 @@ class Upcycle(BySlices):
             inner = Box(box.start[1:], box.shape[1:])
         places = [self._places(stored[axis], expert) for expert in experts]
         needed = [place.narrow(0, inner.start[axis], inner.shape[axis]) for place in places]
-        first, end = _ends(needed)
+        first, end = span(needed)
         read = Box(replaced(inner.start, axis, first), replaced(inner.shape, axis, end - first))
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
@@ -137,8 +116,9 @@ class Upcycle(BySlices):
             if not box.numel:
                 return dense.new_empty(box.shape)
             if self.drop:
-                fresh = self._draws(dense, shape, box, key, index=1).view(len(experts), *inner.shape)
-                block, parts = _block(key, self.into), zip(places, experts, fresh, strict=True)
+                fresh = normal(self.seed, key, box, shape, dense, index=1).view(len(experts), *inner.shape)
+                found, parts = find_parts(key, self.into), zip(places, experts, fresh, strict=True)
+                block = found[1] if found else ""  # whose weights drop the same units
                 with one_thread():
                     values = torch.stack([self._restarted(dense, *part, inner, block) for part in parts])
             elif self.granularity > 1:
@@ -148,7 +128,7 @@ class Upcycle(BySlices):
                 values = dense.expand(len(experts), *inner.shape)
             values = values.reshape(box.shape) if self._listed else values
             values = values if scale == 1 else values * scale
-            return values + self._draws(dense, shape, box, key) * self.noise if self.noise else values
+            return values + normal(self.seed, key, box, shape, dense) * self.noise if self.noise else values
 
         return ReadPlan((Box.whole(stored) if self.drop else read,), combine)
 
@@ -157,12 +137,6 @@ class Upcycle(BySlices):
         if self.granularity == 1:
             return torch.arange(size)
         return torch.arange(size).view(self.fused, self.granularity, -1)[:, expert % self.granularity].flatten()
-
-    def _draws(self, like: Tensor, shape: Size, box: Box, key: str, index: int = 0) -> Tensor:
-        """Standard normal numbers for a box of the site, on the device of the values."""
-        draws = torch.empty(box.shape, dtype=like.dtype, device="cpu")
-        Keyed(self.seed).fill(Shard(key, draws, shape, box.start), "normal", (0.0, 1.0), index)
-        return draws.to(like.device)
 
     def _restarted(self, dense: Tensor, places: Tensor, expert: int, fresh: Tensor, inner: Box, block: str) -> Tensor:
         """A box of an expert, with numbers of the same moments in place of the units that it drops."""
@@ -178,8 +152,8 @@ class Upcycle(BySlices):
             values = whole.index_select(axis, rows)
             is_lost[rows] = True
             mean[rows], std[rows] = values.mean(), values.std(correction=min(1, values.numel() - 1))
-        span, column = slice(inner.start[axis], inner.start[axis] + inner.shape[axis]), (1,) * (whole.dim() - axis - 1)
-        is_lost, mean, std = (each[span].view(-1, *column) for each in (is_lost, mean, std))
+        here = slice(inner.start[axis], inner.start[axis] + inner.shape[axis])
+        is_lost, mean, std = (along(each[here], axis, whole) for each in (is_lost, mean, std))
         return torch.where(is_lost, mean + std * fresh, inner.of(whole))
 
 
@@ -189,27 +163,18 @@ class UpcycleRouter(BySlices):
 
     A key is the site's own with ``into`` replaced by ``dense``, which says that the file has a dense block in the place
     of the mixture. With ``granularity=g`` each row of ``[experts, width]`` comes g times, so that the parts of a block
-    are chosen together (virtual groups, https://arxiv.org/abs/2410.07524). ``std`` is 0.02 as that of other weights;
-    small ones spread tokens evenly.
+    are chosen together (virtual groups, https://arxiv.org/abs/2410.07524). A small ``std`` spreads tokens evenly.
 
     >>> UpcycleRouter("gate", "down_proj").wants("layers.0.mlp.gate.weight")
     ('layers.0.mlp.down_proj.weight',)
     """
 
+    promise: ClassVar[Promise] = "function"
     into: str
     dense: str
     std: float = 0.02
     granularity: int = 1
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_number("std", self.std, least=0)
-        check_whole(self, "granularity", least=1)
-        Keyed(self.seed)
-
-    @property
-    def promise(self) -> Promise:
-        return "function"
 
     def wants(self, key: str) -> tuple[str, ...]:
         return (replace_parts(key, self.into, self.dense),)
@@ -219,16 +184,14 @@ class UpcycleRouter(BySlices):
             raise ValueError(f"{self} needs whole blocks of {self.granularity} experts, but the site has {list(shape)}")
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        nothing = Box.nothing(len(shapes[0]))
-        return ReadPlan((nothing,), lambda tensors: self._drawn(shape, box, key))
-
-    def _drawn(self, shape: Size, box: Box, key: str) -> Tensor:
-        rows = torch.arange(box.start[0], box.start[0] + box.shape[0]) // self.granularity
-        first, end = _ends([rows])
-        draws = torch.empty((end - first, *box.shape[1:]), device="cpu")
+        rows = torch.arange(shape[0]) // self.granularity
+        inner, places = picked([rows, *map(torch.arange, shape[1:])], box)
         whole = replaced(shape, 0, shape[0] // self.granularity)
-        Keyed(self.seed).fill(Shard(key, draws, whole, replaced(box.start, 0, first)), "normal", (0.0, self.std))
-        return draws.index_select(0, rows - first)
+
+        def combine(tensors: Sequence[Tensor]) -> Tensor:
+            return taken(normal(self.seed, key, inner, whole, torch.empty(0, device="cpu"), std=self.std), places)
+
+        return ReadPlan((Box.nothing(len(shapes[0])),), combine)
 
 
 @register
@@ -245,19 +208,14 @@ class MergeExperts(BySlices):
     tensor([2., 4.])
     """
 
+    promise: ClassVar[Promise] = "none"
     into: str
     experts: str
     count: int | None = None
 
     def __post_init__(self) -> None:
-        if self.count is not None:
-            check_whole(self, "count", least=1)
         if self.experts.split(".").count("*") != (self.count is not None):
             raise ValueError(f"experts has one part '*' if there is a count, and none for a stack, but got {self}")
-
-    @property
-    def promise(self) -> Promise:
-        return "none"
 
     def wants(self, key: str) -> tuple[str, ...]:
         names = [self.experts.replace("*", str(number)) for number in range(self.count or 1)]
@@ -283,15 +241,3 @@ class MergeExperts(BySlices):
         stack = Box((0, *box.start), (shapes[0][0], *box.shape)) if self.count is None else None
         boxes = (stack,) if stack else (box,) * len(shapes)
         return ReadPlan(boxes, self._mean)
-
-
-def _ends(places: Sequence[Tensor]) -> tuple[int, int]:
-    """The first of all places, and the one behind the last; nothing of nothing."""
-    found = torch.cat([*places]) if places else torch.empty(0)
-    return (int(found.min()), int(found.max()) + 1) if len(found) else (0, 0)
-
-
-def _block(key: str, into: str) -> str:
-    """The name of the block to which a weight of an expert belongs."""
-    found = find_parts(key, into)
-    return found[1] if found else ""

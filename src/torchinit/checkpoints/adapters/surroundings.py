@@ -13,8 +13,7 @@ from torchinit.model.sites import Site
 
 _TWO: Final = frozenset({"mlp.gate_up", "expert.gate_up", "attn.kv"})
 """The roles of what holds two weights, one after the other."""
-_IN_PAIRS: Final = "GptOss"
-"""The beginning of the class whose experts hold rows of gate and up by turns."""
+_IN_PAIRS: Final = "GptOss"  # the beginning of the class whose experts hold rows of gate and up by turns
 _JOINED: Final = ("ssm.", "project.downsample")
 """The beginnings of the roles of what gives or takes several things in one: a mixer, the patches that Swin merges."""
 _LINEAR: Final = (
@@ -55,10 +54,8 @@ class Surroundings:
             return (), (len(site.shape) - 1,)
         if len(site.shape) == 2 and any(role_matches(glob, role) for glob in _LINEAR):
             return (1,), (0,)
-        raise ValueError(
-            f"the layout of {site.owner.name}'s {site.leaf} is not known: say which of its axes are summed over, as in"
-            " inputs=[1], or inputs=[] for none"
-        )
+        ways = "say which of its axes are summed over, as in inputs=[1], or inputs=[] for none"
+        raise ValueError(f"the layout of {site.owner.name}'s {site.leaf} is not known: {ways}")
 
     def parts(self, site: Site) -> tuple[int, ...]:
         """The proportions of what lies side by side in a weight, or in its bias; ``(1,)`` for one thing alone.
@@ -78,19 +75,14 @@ class Surroundings:
             return (1, 1)
         out = self._ways_out.get(site.owner_name.rpartition(".")[0])
         rows = max(self._weights.get(site.owner_name, site).shape)
-        if (
-            word != "query_key_value"
-            and out
-            and out.layout
-            and (rows - (queries := out.shape[out.layout.in_axes[0]])) % 2 == 0
-        ):
-            keys = (rows - queries) // 2
+        if out and out.layout and word != "query_key_value":
+            queries = out.shape[out.layout.in_axes[0]]
+            keys, rest = divmod(rows - queries, 2)
             unit = math.gcd(queries, keys)
-            return queries // unit, keys // unit, keys // unit
-        raise ValueError(
-            f"{word!r} holds q, k and v, and its shape does not tell how: say sizes=[4, 1, 1] where they follow each"
-            " other and four queries share a key, or sizes=[1] where they follow head by head"
-        )
+            if not rest:
+                return queries // unit, keys // unit, keys // unit
+        ways = "sizes=[4, 1, 1] where they follow each other and four queries share a key, or sizes=[1] where they"
+        raise ValueError(f"{word!r} holds q, k and v, and its shape does not tell how: say {ways} follow head by head")
 
     @cached_property
     def _weights(self) -> dict[str, Site]:
@@ -105,21 +97,15 @@ class Surroundings:
     @cached_property
     def _tables(self) -> dict[str, Site]:
         """The tables of embeddings, under all names that they have."""
-        return {
-            view.name: site
-            for site in self.known
-            if any(each.layout and each.layout.lookup for each in site.views)
-            for view in site.views
-        }
+        tables = (site for site in self.known if any(view.layout and view.layout.lookup for view in site.views))
+        return {view.name: site for site in tables for view in site.views}
 
     @cached_property
     def _divided(self) -> dict[int, str]:
         """By the widths of the tables that are heads, too, the norm before the head: the last that is in no block."""
-        tied = {
-            site.shape[1]
-            for site in self._tables.values()
-            if any(view.layout and not view.layout.lookup for view in site.views)
-        }
+        every = self._tables.values()
+        heads = (site for site in every if any(view.layout and not view.layout.lookup for view in site.views))
+        tied = {site.shape[1] for site in heads}
         norms = [site for site in self.known if site.block is None and site.shape in {(width,) for width in tied}]
         last = sorted(filter(is_named_norm, norms), key=lambda site: site.position)
         found = {site.shape[0]: site for site in last if site.leaf != "bias"}
@@ -127,13 +113,10 @@ class Surroundings:
             norm = found.get(width)
             # A norm that computes 1 + weight has no weight that is a half of it; T5 divides by the root of the width.
             if norm is None or norm.neutral == 0 or norm.owner.name.startswith("T5"):
-                raise ValueError(
-                    f"the head shares the table of an embedding of width {width}, and no norm before it can be divided"
-                    " by as much as the width grows: untie the two"
-                )
+                why = "no norm before it can be divided by as much as the width grows: untie the two"
+                raise ValueError(f"the head shares the table of an embedding of width {width}, and {why}")
         return {width: site.owner_name for width, site in found.items()}
 
     def _is_divided(self, site: Site) -> bool:
-        if site.block is not None or not is_named_norm(site):
-            return False
-        return bool(site.shape) and self._divided.get(site.shape[0]) == site.owner_name
+        outside = site.block is None and bool(site.shape) and is_named_norm(site)
+        return outside and self._divided.get(site.shape[0]) == site.owner_name

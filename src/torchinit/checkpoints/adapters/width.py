@@ -11,24 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import (
-    Adapter,
-    BySlices,
-    Promise,
-    ReadPlan,
-    Size,
-    check_same,
-    check_whole,
-    register,
-    take_lists,
-    upcast,
-)
+from torchinit.checkpoints.adapters.base import Adapter, BySlices, Promise, ReadPlan, register
 from torchinit.checkpoints.adapters.surroundings import Surroundings
+from torchinit.checkpoints.adapters.tensors import Size, along, check_same, normal, picked, taken, upcast
 from torchinit.knowledge.neutral import is_named_norm
-from torchinit.model.shards import Box, Shard, replaced
+from torchinit.model.shards import Box, Shard
 from torchinit.model.sites import Site
 from torchinit.noise import Keyed
-from torchinit.serialization.validation import check_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +43,8 @@ class Widening(BySlices):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        take_lists(self, int, "sizes", *(() if self.inputs is None else ("inputs",)))
-        check_whole(self, "axis")
         if not self.sizes or min(self.sizes) < 1:
             raise ValueError(f"sizes must be whole numbers from 1, but got {self.sizes!r}")
-        Keyed(self.seed)
 
     @abstractmethod
     def copied(self, have: int, want: int) -> Tensor:
@@ -98,9 +84,8 @@ class Widening(BySlices):
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         if len(shapes[0]) != len(shape):
-            raise ValueError(
-                f"{self} keeps the number of dimensions, but the site has {list(shape)}, the file {list(shapes[0])}"
-            )
+            sizes = f"the site has {list(shape)}, the file {list(shapes[0])}"
+            raise ValueError(f"{self} keeps the number of dimensions, but {sizes}")
         if shapes[0] != shape:
             self._picks(shapes[0], shape)
 
@@ -108,26 +93,21 @@ class Widening(BySlices):
         if shapes[0] == shape:
             return ReadPlan((box,), lambda tensors: tensors[0])
         picks = self._picks(shapes[0], shape)
-        counts = {
-            axis: torch.bincount(picks[axis], minlength=shapes[0][axis])[picks[axis]]
-            for axis in self.inputs or ()
-            if shapes[0][axis] != shape[axis]
-        }
+        wider = [axis for axis in self.inputs or () if shapes[0][axis] != shape[axis]]
+        counts = {axis: torch.bincount(picks[axis])[picks[axis]] for axis in wider}
         read, places = picked(picks, box)
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
             value = taken(tensors[0], places)
             for axis, copies in counts.items():
-                here = copies.narrow(0, box.start[axis], box.shape[axis])
-                value = upcast(value) / here.view(replaced((1,) * len(shape), axis, -1)).to(value.device)
+                value = upcast(value) / along(copies.narrow(0, box.start[axis], box.shape[axis]), axis, value)
             return self.noisy(value, picks, shape, box, key)
 
         return ReadPlan((read,), combine)
 
+    @abstractmethod
     def noisy(self, value: Tensor, picks: Sequence[Tensor], shape: Size, box: Box, key: str) -> Tensor:
         """The values of a box with what breaks the symmetry of the copies."""
-        del picks, shape, box, key
-        return value
 
 
 @register
@@ -136,15 +116,12 @@ class Net2Wider(Widening):
 
     The units of a layer are followed by copies of some of them, chosen by ``seed`` in runs of the greatest common
     divisor of the two widths; a whole multiple repeats them all. What a unit feeds is divided by the number of its
-    copies. A norm over all units (LayerNorm, RMSNorm) needs as many copies of each, and so a whole multiple; one a
-    channel (BatchNorm) does not. ``noise`` is the standard deviation of what is added to the weights of all copies but
-    the first, so that they learn different things; with it the promise is none.
+    copies. ``even`` asks for as many copies of each unit, as a norm over all units does (LayerNorm, RMSNorm). ``noise``
+    is the standard deviation of what is added to the weights of all copies but the first; with it the promise is none.
 
     ``inputs``, ``sizes`` and ``axis`` are told by the layer, if ``inputs`` is not given: the axes that are summed over,
-    and the proportions of what lies side by side along an axis (``sizes=(1, 1, 1)`` for q, k and v in one). ``even``
-    asks for as many copies of each unit.
+    and the proportions of what lies side by side along an axis (``sizes=(1, 1, 1)`` for q, k and v in one).
 
-    >>> import torch
     >>> wider = Net2Wider(inputs=(1,))
     >>> wider.adapt([torch.tensor([[1.0, 2.0], [3.0, 4.0]])], (2, 4), "fc2.weight")
     tensor([[0.5000, 1.0000, 0.5000, 1.0000],
@@ -154,19 +131,13 @@ class Net2Wider(Widening):
     noise: float = 0.0
     even: bool = False
 
-    def __post_init__(self) -> None:
-        Widening.__post_init__(self)
-        check_number("noise", self.noise, least=0)
-
     @property
     def promise(self) -> Promise:
         return "none" if self.noise else "function"
 
     def placed(self, site: Site, around: Surroundings, shapes: Sequence[Size]) -> Adapter:
-        is_norm = is_named_norm(site) and not site.owner.is_a("_NormBase")
-        return Widening.placed(
-            replace(self, even=self.even or is_norm) if self.inputs is None else self, site, around, shapes
-        )
+        is_norm = self.inputs is None and is_named_norm(site) and not site.owner.is_a("_NormBase")
+        return Widening.placed(replace(self, even=self.even or is_norm), site, around, shapes)
 
     def copied(self, have: int, want: int) -> Tensor:
         if want < have or not have:
@@ -176,10 +147,9 @@ class Net2Wider(Widening):
         if runs == 1:
             return torch.arange(want) % have
         if self.even:
-            raise ValueError(
-                f"{self} keeps nothing of a norm over all units unless each has as many copies: {have} to {want} is"
-                f" no whole multiple; {have * -(-want // have)} is"
-            )
+            norm = "a norm over all units unless each has as many copies"
+            multiple = f"{have} to {want} is no whole multiple; {have * -(-want // have)} is"
+            raise ValueError(f"{self} keeps nothing of {norm}: {multiple}")
         drawn = torch.empty(wanted - runs)
         Keyed(self.seed).fill(Shard.whole(f"Net2Wider from {runs} to {wanted}", drawn), "uniform", (0.0, float(runs)))
         chosen = torch.cat([torch.arange(runs), drawn.long().clamp_(max=runs - 1)])
@@ -189,16 +159,13 @@ class Net2Wider(Widening):
         if not self.noise or not self.inputs or len(shape) < 2:
             return value
         units = picks[self.axis]
-        first = torch.zeros(len(units), dtype=torch.bool)
-        seen = torch.full((int(units.max()) + 1,), len(units)).scatter_reduce_(
-            0, units, torch.arange(len(units)), "amin"
-        )
-        first[seen[seen < len(units)]] = True
-        draws = upcast(value).new_empty(box.shape)
-        Keyed(self.seed).fill(Shard(key, draws, shape, box.start), "normal", (0.0, self.noise))
+        order = units.argsort(stable=True)
+        begins = units[order].diff(prepend=torch.tensor([-1])) > 0
+        first = torch.empty(len(units), dtype=torch.bool).scatter_(0, order, begins)
+        value = upcast(value)
         here = first.narrow(0, box.start[self.axis], box.shape[self.axis])
-        draws.masked_fill_(here.view(replaced((1,) * len(shape), self.axis, -1)).to(draws.device), 0.0)
-        return upcast(value) + draws
+        draws = normal(self.seed, key, box, shape, value, std=self.noise)
+        return value + draws.masked_fill_(along(here, self.axis, value), 0.0)
 
 
 @register
@@ -211,26 +178,16 @@ class HyperClone(Widening):
 
     .. math:: \frac 1 2 \begin{pmatrix} W + N_1 & W - N_1 \\ W + N_2 & W - N_2 \end{pmatrix}
 
-    Then each rank reads and computes the whole weight, for its noise goes by the weight's root mean square.
     ``inputs``, ``sizes`` and ``axis`` are those of :class:`Net2Wider`. A head that shares its table with an embedding
     takes its factor 1/n from the last norm before it.
 
-    >>> import torch
     >>> HyperClone(inputs=(1,)).adapt([torch.tensor([[2.0, 4.0]])], (2, 4), "fc.weight")
     tensor([[1., 2., 1., 2.],
             [1., 2., 1., 2.]])
     """
 
+    promise: ClassVar[Promise] = "function"
     snr: float | None = None
-
-    def __post_init__(self) -> None:
-        Widening.__post_init__(self)
-        if self.snr is not None:
-            check_number("snr", self.snr)
-
-    @property
-    def promise(self) -> Promise:
-        return "function"
 
     def copied(self, have: int, want: int) -> Tensor:
         if not have or want % have:
@@ -254,8 +211,8 @@ class HyperClone(Widening):
         wide = upcast(value)
         std = float(wide.square().mean().sqrt()) * 10 ** (-self.snr / 20)
         apart: Tensor = wide.unflatten(axis, (copies, -1)).movedim(axis, 0)  # a copy of the inputs each
-        draws = torch.empty_like(apart[: copies // 2], memory_format=torch.contiguous_format)
-        Keyed(self.seed).fill(Shard.whole(key, draws), "normal", (0.0, std))
+        size = (copies // 2, *apart.shape[1:])
+        draws = normal(self.seed, key, Box.whole(size), size, wide, std=std)
         noise = torch.zeros_like(apart)
         noise[0 : 2 * len(draws) : 2], noise[1 : 2 * len(draws) : 2] = draws, -draws
         return (apart + noise).movedim(0, axis).flatten(axis, axis + 1)
@@ -268,26 +225,21 @@ class WeightSelection(BySlices):
     Where a size is a whole multiple every so many of its elements are taken, else those nearest to even steps from the
     first to the last. The paper takes the first blocks of a deeper model: ``Pretrained(..., layers="first")``.
 
-    >>> import torch
     >>> WeightSelection().adapt([torch.arange(6.0)], (3,), "fc.bias")
     tensor([0., 2., 4.])
     """
 
+    promise: ClassVar[Promise] = "none"
     only_resizes: ClassVar[bool] = True
-
-    @property
-    def promise(self) -> Promise:
-        return "none"
 
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         stored = shapes[0]
         if len(stored) != len(shape) or any(want > have for have, want in zip(stored, shape, strict=True)):
-            raise ValueError(
-                f"{self} takes a part of each dimension, but got {list(stored)} for a site of {list(shape)}"
-            )
+            sizes = f"{list(stored)} for a site of {list(shape)}"
+            raise ValueError(f"{self} takes a part of each dimension, but got {sizes}")
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        read, places = picked(_spaced(shapes[0], shape), box)
+        read, places = picked([*map(_spaced, shapes[0], shape)], box)
         return ReadPlan((read,), lambda tensors: taken(tensors[0], places))
 
 
@@ -295,27 +247,19 @@ class WeightSelection(BySlices):
 class Repeat(Adapter):
     """More rows: those of the file over and over, as Longformer's positions (https://arxiv.org/abs/2004.05150).
 
-    >>> import torch
     >>> Repeat().adapt([torch.tensor([1.0, 2.0])], (5,), "position_embeddings.weight")
     tensor([1., 2., 1., 2., 1.])
     """
 
+    promise: ClassVar[Promise] = "function"
     only_resizes: ClassVar[bool] = True
     axis: int = 0
 
-    def __post_init__(self) -> None:
-        check_whole(self, "axis")
-
-    @property
-    def promise(self) -> Promise:
-        return "function"
-
     def check(self, shapes: Sequence[Size], shape: Size, key: str) -> None:
         stored = check_same(self, shapes, shape, {self.axis}, least=self.axis + 1)
-        if shape[self.axis] < stored[self.axis]:
-            raise ValueError(
-                f"{self} makes more rows, not {stored[self.axis]} to {shape[self.axis]}; Rows() takes some"
-            )
+        have, want = stored[self.axis], shape[self.axis]
+        if want < have:
+            raise ValueError(f"{self} makes more rows, not {have} to {want}; Rows() takes some")
 
     def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
         rows = torch.arange(shape[self.axis], device=tensors[0].device) % tensors[0].shape[self.axis]
@@ -325,28 +269,8 @@ class Repeat(Adapter):
         return self.axis
 
 
-def _spaced(stored: Size, shape: Size) -> list[Tensor]:
-    """The evenly spaced places along each axis."""
-    return [
-        torch.arange(want) * (have // want)
-        if want and have % want == 0
-        else torch.linspace(0, have - 1, want).round().long()
-        for have, want in zip(stored, shape, strict=True)
-    ]
-
-
-def picked(picks: Sequence[Tensor], box: Box) -> tuple[Box, list[Tensor]]:
-    """The box of a tensor that holds what is picked of it for a box of the result, and the places therein."""
-    here = [pick.narrow(0, low, size) for pick, low, size in zip(picks, box.start, box.shape, strict=True)]
-    start = tuple(int(each.min()) if len(each) else 0 for each in here)
-    end = tuple(int(each.max()) + 1 if len(each) else 0 for each in here)
-    size = tuple(high - low for low, high in zip(start, end, strict=True))
-    return Box(start, size), [each - low for each, low in zip(here, start, strict=True)]
-
-
-def taken(tensor: Tensor, places: Sequence[Tensor]) -> Tensor:
-    """The elements of a tensor at these places along each axis."""
-    for axis, each in enumerate(places):
-        if len(each) != tensor.shape[axis] or not torch.equal(each, torch.arange(len(each))):
-            tensor = tensor.index_select(axis, each.to(tensor.device))
-    return tensor
+def _spaced(have: int, want: int) -> Tensor:
+    """The evenly spaced places along an axis."""
+    if want and have % want == 0:
+        return torch.arange(want) * (have // want)
+    return torch.linspace(0, have - 1, want).round().long()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from torchinit.checkpoints.hub import model_zoos as _model_zoos  # noqa: F401  # registers hf://, timm:// and so on
-from torchinit.checkpoints.hub.config import Limits
 from torchinit.checkpoints.hub.schemes import fetch, register_source
-from torchinit.checkpoints.hub.urls import member_of
+from torchinit.checkpoints.hub.urls import Limits, member_of
 
 __all__ = ["Limits", "fetch", "member_of", "register_source"]

@@ -21,9 +21,8 @@ from urllib3 import Retry
 from urllib3.exceptions import InvalidHeader
 
 from torchinit import _limits
-from torchinit._files import read_bounded
 from torchinit._text import masked
-from torchinit.checkpoints.hub.cache import CacheEntry, Request, check_hash, write_whole
+from torchinit.checkpoints.hub.cache import CacheEntry, Request, check_hash, read_note, write_whole
 from torchinit.checkpoints.hub.http import Answer, TransientError, get
 from torchinit.checkpoints.hub.urls import address_of, name_of
 from torchinit.errors import FetchError
@@ -84,12 +83,9 @@ def sharing_failure(path: Path, since: float, sha256: str | None) -> Iterator[No
 
     Of many ranks that wait for one download none tries again, in turn, what has just failed for the first.
     """
-    try:
-        failure = json.loads(read_bounded(path, _limits.NOTE_BYTES))
-        if failure["at"] >= since and failure["sha256"] == sha256:
+    with contextlib.suppress(TypeError, KeyError):  # there was none
+        if (failure := read_note(path))["at"] >= since and failure["sha256"] == sha256:
             raise FetchError(failure["headline"], failure["problems"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        pass  # there was none
     try:
         yield
     except FetchError as error:
@@ -110,13 +106,6 @@ class _Transfer:
     @property
     def note(self) -> Path:
         return self.path.with_name(f"{self.path.name}.json")
-
-    def validator(self) -> str:
-        """``ETag`` or ``Last-Modified`` of the answer that the bytes come from; empty if unknown."""
-        try:
-            return str(json.loads(read_bounded(self.note, _limits.NOTE_BYTES))["validator"])
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            return ""
 
     def drop(self) -> None:
         """Remove everything; the note first, for bytes without one are never resumed from."""
@@ -146,7 +135,8 @@ class _Transfer:
                 attempt += 1
 
     def _attempt(self, deadline: float) -> tuple[str, int]:
-        digest, headers, validator = hashlib.sha256(), _HEADERS, self.validator()
+        # Bytes without the ETag or Last-Modified of the answer that they come from are not gone on with.
+        digest, headers, validator = hashlib.sha256(), _HEADERS, str(read_note(self.note).get("validator", ""))
         size = self.path.stat().st_size if validator and self.path.is_file() else 0
         if size:  # hashed before the server is kept waiting
             headers = {**headers, "Range": f"bytes={size}-", "If-Range": validator}

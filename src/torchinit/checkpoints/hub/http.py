@@ -24,8 +24,7 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 
 from torchinit._text import masked
-from torchinit.checkpoints.hub.config import Limits
-from torchinit.checkpoints.hub.urls import Address, address_of, check_allowed, check_public, redirected
+from torchinit.checkpoints.hub.urls import Address, Limits, address_of, check_allowed, check_public, redirected
 from torchinit.errors import FetchError
 
 _MANY_PIECES, _SMALL_PIECE = 10_000, 64
@@ -182,11 +181,9 @@ def _manager(guard: _Guard) -> urllib3.PoolManager:
     options: dict[str, Any] = {"timeout": guard.limits.idle, "ssl_context": ssl.create_default_context()}
     proxy = urllib.request.getproxies().get(address.scheme)
     guard.proxied = bool(proxy) and not urllib.request.proxy_bypass(urlsplit(address.url).netloc)
+    manager = _proxy_manager(str(proxy), options) if guard.proxied else urllib3.PoolManager(**options)
     if guard.proxied:  # it asks the DNS by itself, so only an IP address that is written as such can be compared
         check_public(address, _written_ip(address.host), guard.limits)
-        manager: urllib3.PoolManager = _proxy_manager(str(proxy), options)
-    else:
-        manager = urllib3.PoolManager(**options)
     pool = manager.connection_from_url(address.url)
     methods = {
         "_new_conn": lambda self: guard.connect(self._dns_host, self.port),

@@ -13,7 +13,7 @@ from torch import nn
 
 from torchinit._version import __version__
 from torchinit.api import draft, sites
-from torchinit.checkpoints.origins import origin_of
+from torchinit.checkpoints.open import origin_of
 from torchinit.cli import options, weights
 from torchinit.cli.commands.diff import kind_of, read_saved
 from torchinit.cli.errors import UsageError

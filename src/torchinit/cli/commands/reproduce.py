@@ -15,7 +15,7 @@ from torchinit.api import draft, materialize
 from torchinit.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.checkpoints.hub.schemes import fetch
-from torchinit.checkpoints.origins import origin_of
+from torchinit.checkpoints.open import origin_of
 from torchinit.cli import options, weights
 from torchinit.cli.commands.apply import runnable
 from torchinit.cli.commands.diff import read_saved
