@@ -25,7 +25,7 @@ from torchinit.knowledge.exits import with_exits
 from torchinit.knowledge.following import followers_in
 from torchinit.knowledge.neutral import with_asked, with_known
 from torchinit.knowledge.role_rules import with_roles
-from torchinit.model.counted import Counted
+from torchinit.model.names import Counted
 from torchinit.model.sites import KnownSites, Site, group_sites, known_sites, with_weights
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes, refuse_transforms

@@ -261,26 +261,27 @@ def known_sites(
     # common is found out on its first tensor; for the others only name and place are looked at. A tensor that is not
     # quite ordinary, or has several names, is a kind of its own.
     functions = cache(describing)  # for this model alone, since classes can be renamed and layouts registered
-    numbers: dict[object, int] = {}
+    numbers: dict[object, dict[object, int]] = defaultdict(dict)  # of the kinds of like modules, by tensor
     first: list[Site] = []  # of each kind
     rows: list[list[tuple[object, ...]]] = []  # of each kind, what the others do not have in common with the first
     kinds: list[int] = []
-    has_aliases = len({entry.key for entry in every}) < len(every)
+    keys = {entry.key for entry in every}
+    has_aliases = len(keys) < len(every)
     turns: dict[tuple[int, str], int] = {}
-    last: ModulePath | None = None
+    last: tuple[ModulePath, str] | None = None
     for position, (name, place, leaf, tensor, kind, computed, _, flat) in enumerate(every):
-        if place is not last:
-            last = place
+        path = name[: -1 - len(leaf)]
+        if last is None or place is not last[0] or path != last[1]:
+            last = place, path
             _, module, block, turn, hooks, tower = place
             cls, temporary = type(module), module._non_persistent_buffers_set
-            describers = functions(cls)
+            describers, follower = functions(cls), followers.get(path)
             is_plain, is_told = "parametrizations" not in module._modules, BY_SHAPE.issuperset(describers)
+            of_module = numbers[cls, hooks, follower]
         if has_aliases:  # two names that a module has for one child are one turn
             position = turns.setdefault((turn, leaf), len(turns))  # noqa: PLW2901
-        path = name[: -1 - len(leaf)]
-        follower = followers.get(path)
         slot = None if is_told and leaf not in EXPERTS else _slot(tensor, describers, module, leaf)
-        of_kind: object = None
+        of_kind: tuple[object, ...] = ()
         if (
             is_plain
             and type(tensor) in _ORDINARY
@@ -290,21 +291,23 @@ def known_sites(
             and not (flat or tensor.is_inference() or getattr(tensor, "tensor_model_parallel", False))
         ):
             told = slot and (slot.kind, id(slot.layout), slot.zero_row)
-            seen = leaf, tensor.shape, tensor.dtype, tensor.requires_grad
-            of_kind = cls, seen, hooks, follower, told, kind, leaf in temporary
-        number = numbers.get(of_kind)
+            of_kind = leaf, tensor.shape, tensor.dtype, tensor.requires_grad, kind, told, leaf in temporary
+        number = of_module.get(of_kind)
         if number is None:
             number = len(first)
             slot = slot or _slot(tensor, describers, module, leaf)
             first.append(complete(_site(every[len(kinds)], position, slot, follower)))
             rows.append([])
-            if of_kind is not None and 0 not in tensor.shape:
-                numbers[of_kind] = number
+            if of_kind and 0 not in tensor.shape:
+                of_module[of_kind] = number
         else:
             rows[number].append((name, path, block, tower, position))
         kinds.append(number)
     like = [chain((site,), _stamped(site, those)) for site, those in zip(first, rows, strict=True)]
-    return _merged(every, [next(like[number]) for number in kinds], kinds)
+    views = [next(like[number]) for number in kinds]
+    # A key that is a number says that nothing else lies in the tensor's memory.
+    is_alone = not has_aliases and {int}.issuperset(map(type, keys))
+    return KnownSites.of(views, kinds) if is_alone else _merged(every, views, kinds)
 
 
 def _merged(every: Sequence[HeldTensor], views: Sequence[Site], numbers: Sequence[int]) -> KnownSites:
@@ -317,7 +320,6 @@ def _merged(every: Sequence[HeldTensor], views: Sequence[Site], numbers: Sequenc
             aliases[entry.key].append(view)
         else:
             sites[entry.key], kinds[entry.key] = view, number
-    # A key that is a number says that nothing else lies in the tensor's memory.
     meeting = {entry.key: entry for entry in every if type(entry.key) is not int}
     shared = entangled({key: entry.tensor for key, entry in meeting.items() if entry.computed_as is None})
     for new, key in enumerate({**aliases, **shared}, start=max(numbers, default=0) + 1):

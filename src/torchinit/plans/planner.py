@@ -22,8 +22,7 @@ from torchinit.initializers.source import Resolution, is_verbatim, looks_at, res
 from torchinit.initializers.variance_scaling import asks_for_neutral
 from torchinit.knowledge.neutral import looks_like_norm
 from torchinit.model.sites import KnownSites, Site
-from torchinit.plans.conflicts import StepNotes, Write, collisions, disagreement, unlocked
-from torchinit.plans.notes import Notes, guessed
+from torchinit.plans.notes import Notes, StepNotes, Write, collisions, disagreement, guessed, unlocked
 from torchinit.plans.plan import FROZEN, Plan, Reach, Skipped, Step
 from torchinit.rules.matching import FACTS, Matcher, explain_unmatched, is_ours, roles_asked
 from torchinit.rules.rule import Rule

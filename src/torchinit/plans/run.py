@@ -36,8 +36,7 @@ from torchinit.plans.observers import (
     unobserved,
 )
 from torchinit.plans.plan import Plan, Step
-from torchinit.plans.records import Texts
-from torchinit.plans.report import Record, Report
+from torchinit.plans.report import Record, Report, Texts
 from torchinit.plans.simple import SimpleSteps
 
 _Batch: TypeAlias = list[tuple[Step, Parts, int]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,8 +22,7 @@ from torchinit.noise.distributions import Draw, resolve
 from torchinit.noise.engines.dispatch import chosen_kernel
 from torchinit.noise.engines.tasks import is_simple
 from torchinit.plans.plan import Plan
-from torchinit.plans.records import Texts
-from torchinit.plans.report import Record
+from torchinit.plans.report import Record, Texts
 
 _DRAWN: Final = frozenset((Normal, Uniform, TruncNormal))
 _CODE: Final = (Code, FromIndex, MappedFill)
@@ -63,12 +62,13 @@ class SimpleSteps:
                 and is_simple(out)
                 and not site.shares
                 and out.shape == site.shape
-                and _has_memory(out)
             ):
                 simple.drafts.append(draft)
                 simple.tensors.append(out)
             else:
                 others.append(site.name)
+        if not _have_memory(simple.tensors):
+            return cls(), frozenset(draft.site.name for draft in drafts)
         return simple, frozenset(others)
 
     def write(self, noise: Noise) -> None:
@@ -136,9 +136,9 @@ def _is_written(fill: Fill) -> bool:
     return type(fill) is Constant or (type(fill) in _DRAWN and not (type(fill) is TruncNormal and not fill.std))
 
 
-def _has_memory(out: Tensor) -> bool:
-    """Whether there is memory to write to; stand-ins within transforms have none."""
+def _have_memory(outs: Iterable[Tensor]) -> bool:
+    """Whether there is memory to write to in all of them; stand-ins within transforms have none."""
     try:
-        return out.data_ptr() != 0
+        return 0 not in [out.data_ptr() for out in outs]
     except RuntimeError:
         return False
