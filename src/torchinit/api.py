@@ -25,7 +25,7 @@ from torchinit.knowledge.exits import with_exits
 from torchinit.knowledge.following import followers_in
 from torchinit.knowledge.neutral import with_asked, with_known
 from torchinit.knowledge.role_rules import with_roles
-from torchinit.model.counted import Counted
+from torchinit.model.names import Counted
 from torchinit.model.sites import KnownSites, Site, group_sites, known_sites, with_weights
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes, refuse_transforms
@@ -254,7 +254,7 @@ def initialize(
             drafted = _draft_among(root, held, rules, trainable=trainable, only=only)
             checked = checked_plan(drafted, held, recipe, seed, complete=complete or only is not None, strict=strict)
             check_styles(root)
-            if not is_only_ours(checked.steps, progress):
+            if not is_only_ours(checked.drafts, progress):
                 pause.close()
             plans.append(checked)
             return checked
@@ -266,7 +266,7 @@ def initialize(
         options = {"fingerprint": fingerprint, "verify": verify}
         report = initialize_together(root, ready, write, noise, options) or write(ready())
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
-        planned = [step.site for step in plans[-1].steps]
+        planned = [draft.site for draft in plans[-1].drafts]
         written = frozenset([site.name for site in planned]).union(
             alias.name for site in planned for alias in site.aliases
         )

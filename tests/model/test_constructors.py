@@ -29,7 +29,7 @@ from torchinit import (
     sites,
 )
 from torchinit.integrations.fsdp import param_init_fn
-from torchinit.model.constructors import intent
+from torchinit.model.states import intent
 from torchinit.plans import make_plan
 
 NORMAL = Rule(Name("**"), Normal(std=0.02))

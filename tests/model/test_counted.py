@@ -30,7 +30,7 @@ from torchinit import (
     seeded,
 )
 from torchinit.mmengine import BaseModule
-from torchinit.model.counted import Counted
+from torchinit.model.names import Counted
 
 NORMAL = [Rule("**", Normal())]
 

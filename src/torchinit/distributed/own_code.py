@@ -20,11 +20,11 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchinit.distributed.allocation import ModuleTensor
 from torchinit.distributed.collectives import exchanged, is_shared, over_group
 from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
-from torchinit.model.constructors import kept_arguments
 from torchinit.model.dtensor import is_distributed, local_part, shards_of
 from torchinit.model.names import normalize
 from torchinit.model.sandbox import Poison, poisoned_memory
 from torchinit.model.shards import Box
+from torchinit.model.states import kept_arguments
 from torchinit.model.traversal import walk_modules
 from torchinit.noise import Keyed, Noise
 from torchinit.noise.settings import plain_process

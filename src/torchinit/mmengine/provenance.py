@@ -18,8 +18,7 @@ from torchinit.mmengine.registry import InitCfgAssertionError
 from torchinit.model.dtensor import behind, local_part
 from torchinit.model.names import normalize, without_wrappers
 from torchinit.model.sites import find_site, sites
-from torchinit.plans.records import Texts, expected_of
-from torchinit.plans.report import Record, Report
+from torchinit.plans.report import Record, Report, Texts, expected_of
 from torchinit.tracing import holds_no_values
 
 

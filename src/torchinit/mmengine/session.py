@@ -38,8 +38,7 @@ from torchinit.plans.observers import noise_in_use, observing_runs, run_observer
 from torchinit.plans.only import refuse_while_built
 from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
-from torchinit.plans.records import Texts
-from torchinit.plans.report import Record, Report
+from torchinit.plans.report import Record, Report, Texts
 from torchinit.plans.run import Progress, run
 from torchinit.rules.matching import asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Rule

@@ -8,7 +8,9 @@ from typing import Final, NamedTuple, TypeAlias
 
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
+from torch.nn.utils.parametrize import ParametrizationList
+
+from torchinit.model.parametrizations import bare_class
 
 Place: TypeAlias = tuple[int, int]
 """An index, and the count."""
@@ -111,7 +113,7 @@ def _is_list_of_blocks(module: nn.Module, least: int = 2) -> bool:
     children = _children(module)
     if not children or not all(child._modules for child in children):
         return False
-    kinds = {type_before_parametrizations(child): child for child in children}
+    kinds = {bare_class(child): child for child in children}
     if not all(_has_matrices(child, 2) for child in kinds.values()):
         return False
     if len(kinds) == 1:
@@ -145,7 +147,7 @@ def _lists_below(module: nn.Module) -> Iterator[nn.Module]:
 def _bare_stacks_in(module: nn.Module) -> Iterator[tuple[int, BlockStack]]:
     """The lists of layers, or of what holds a layer, of one class each."""
     children = _children(module)
-    if _is_list(module) and len(set(map(type_before_parametrizations, children))) == 1:
+    if _is_list(module) and len(set(map(bare_class, children))) == 1:
         is_chain = isinstance(module, nn.Sequential)
         if len(children) > is_chain and all(
             child._modules or (not is_chain and _has_matrices(child, 1)) for child in children

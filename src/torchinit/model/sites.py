@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, Final, Literal, TypeAlias
+from itertools import chain
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ from torchinit.model.layouts import (
 from torchinit.model.parametrizations import bare_class
 from torchinit.model.states import DS_SHAPE, EMPTY, REGISTER_NONE, WAYS_OUT, WHY, State, missing_from, state_of
 from torchinit.model.storage import entangled
-from torchinit.model.traversal import HeldTensor, Kind, walk_tensors
+from torchinit.model.traversal import HeldTensor, Kind, ModulePath, walk_tensors
 
 Convention: TypeAlias = Literal["torch", "true"]
 
@@ -248,7 +250,7 @@ def group_sites(every: Iterable[HeldTensor]) -> list[tuple[Site, list[HeldTensor
 @collector_paused()
 def known_sites(
     every: Sequence[HeldTensor],
-    followers: Mapping[str, str | None] | None = None,
+    followers: Mapping[str, str | None] = MappingProxyType({}),
     complete: Callable[[Site], Site] = lambda site: site,
 ) -> KnownSites:
     """The sites of what the modules of a model hold.
@@ -259,33 +261,27 @@ def known_sites(
     # common is found out on its first tensor; for the others only name and place are looked at. A tensor that is not
     # quite ordinary, or has several names, is a kind of its own.
     functions = cache(describing)  # for this model alone, since classes can be renamed and layouts registered
-    numbers: dict[object, int] = {}
+    numbers: dict[object, dict[object, int]] = defaultdict(dict)  # of the kinds of like modules, by tensor
     first: list[Site] = []  # of each kind
-    sites: dict[object, Site] = {}
-    kinds: dict[object, int] = {}
-    aliases: dict[object, list[Site]] = defaultdict(list)
-    has_aliases = len({entry.key for entry in every}) < len(every)
+    rows: list[list[tuple[object, ...]]] = []  # of each kind, what the others do not have in common with the first
+    kinds: list[int] = []
+    keys = {entry.key for entry in every}
+    has_aliases = len(keys) < len(every)
     turns: dict[tuple[int, str], int] = {}
-    last: nn.Module | None = None
-    cls: Any = None
-    describers: Sequence[Describe] = ()
-    temporary: Collection[str] = ()
-    is_plain = is_told = False
-    follower: str | None = None
-    for position, entry in enumerate(every):
-        name, place, leaf, tensor, kind, computed, key, flat = entry
-        _, module, block, turn, hooks, tower = place
+    last: tuple[ModulePath, str] | None = None
+    for position, (name, place, leaf, tensor, kind, computed, _, flat) in enumerate(every):
+        path = name[: -1 - len(leaf)]
+        if last is None or place is not last[0] or path != last[1]:
+            last = place, path
+            _, module, block, turn, hooks, tower = place
+            cls, temporary = type(module), module._non_persistent_buffers_set
+            describers, follower = functions(cls), followers.get(path)
+            is_plain, is_told = "parametrizations" not in module._modules, BY_SHAPE.issuperset(describers)
+            of_module = numbers[cls, hooks, follower]
         if has_aliases:  # two names that a module has for one child are one turn
             position = turns.setdefault((turn, leaf), len(turns))  # noqa: PLW2901
-        if module is not last:
-            last, cls, temporary = module, type(module), module._non_persistent_buffers_set
-            describers = functions(cls)
-            is_plain, is_told = "parametrizations" not in module._modules, BY_SHAPE.issuperset(describers)
-        path = name[: -1 - len(leaf)]
-        if followers is not None:
-            follower = followers.get(path)
-        slot = None if is_told and leaf not in EXPERTS else _slot(entry, describers)
-        of_kind: object = None
+        slot = None if is_told and leaf not in EXPERTS else _slot(tensor, describers, module, leaf)
+        of_kind: tuple[object, ...] = ()
         if (
             is_plain
             and type(tensor) in _ORDINARY
@@ -295,35 +291,38 @@ def known_sites(
             and not (flat or tensor.is_inference() or getattr(tensor, "tensor_model_parallel", False))
         ):
             told = slot and (slot.kind, id(slot.layout), slot.zero_row)
-            is_kept = not temporary or leaf not in temporary
-            of_kind = cls, leaf, tensor.shape, tensor.dtype, tensor.requires_grad, hooks, follower, told, kind, is_kept
-        number = numbers.get(of_kind)
+            of_kind = leaf, tensor.shape, tensor.dtype, tensor.requires_grad, kind, told, leaf in temporary
+        number = of_module.get(of_kind)
         if number is None:
             number = len(first)
-            view = complete(_site(entry, position, slot or _slot(entry, describers), follower))
-            first.append(view)
-            if of_kind is not None and 0 not in view.shape:
-                numbers[of_kind] = number
+            slot = slot or _slot(tensor, describers, module, leaf)
+            first.append(complete(_site(every[len(kinds)], position, slot, follower)))
+            rows.append([])
+            if of_kind and 0 not in tensor.shape:
+                of_module[of_kind] = number
         else:
-            view = _like(first[number], name, path, block, tower, position)
-        if has_aliases and key in sites:
-            aliases[key].append(view)
-        else:
-            sites[key], kinds[key] = view, number
-    return _merged(every, sites, kinds, aliases)
-
-
-def _merged(
-    every: Iterable[HeldTensor],
-    sites: dict[object, Site],
-    kinds: dict[object, int],
-    aliases: Mapping[object, list[Site]],
-) -> KnownSites:
-    """The sites with their aliases, and with the others in their memory; each of these is a kind of its own."""
+            rows[number].append((name, path, block, tower, position))
+        kinds.append(number)
+    like = [chain((site,), _stamped(site, those)) for site, those in zip(first, rows, strict=True)]
+    views = [next(like[number]) for number in kinds]
     # A key that is a number says that nothing else lies in the tensor's memory.
+    is_alone = not has_aliases and {int}.issuperset(map(type, keys))
+    return KnownSites.of(views, kinds) if is_alone else _merged(every, views, kinds)
+
+
+def _merged(every: Sequence[HeldTensor], views: Sequence[Site], numbers: Sequence[int]) -> KnownSites:
+    """The sites of views, with aliases and the others in their memory; each of these is a kind of its own."""
+    sites: dict[object, Site] = {}
+    kinds: dict[object, int] = {}
+    aliases: dict[object, list[Site]] = defaultdict(list)
+    for entry, view, number in zip(every, views, numbers, strict=True):
+        if entry.key in sites:
+            aliases[entry.key].append(view)
+        else:
+            sites[entry.key], kinds[entry.key] = view, number
     meeting = {entry.key: entry for entry in every if type(entry.key) is not int}
     shared = entangled({key: entry.tensor for key, entry in meeting.items() if entry.computed_as is None})
-    for new, key in enumerate({**aliases, **shared}, start=max(kinds.values(), default=0) + 1):
+    for new, key in enumerate({**aliases, **shared}, start=max(numbers, default=0) + 1):
         views = [sites[key], *aliases.get(key, ())]
         # The padding row of an embedding is zero under whatever other name the table is used; what follows is known of
         # a tensor if it is the same behind all layers that have it, but for a look-up.
@@ -337,11 +336,11 @@ def _merged(
 
 
 _ORDINARY: Final = frozenset((Tensor, nn.Parameter))
-_like: Final = stamper(Site, "name", "owner_name", "block", "tower", "position")
+_stamped: Final = stamper(Site, "name", "owner_name", "block", "tower", "position")
 
 
-def _slot(entry: HeldTensor, describers: Sequence[Describe]) -> Slot:
-    return Slot("other") if is_lazy(entry.tensor) else described_by(describers, entry.place.module, entry.leaf)
+def _slot(tensor: Tensor, describers: Sequence[Describe], module: nn.Module, leaf: str) -> Slot:
+    return Slot("other") if is_lazy(tensor) else described_by(describers, module, leaf)
 
 
 def _site(entry: HeldTensor, position: int, slot: Slot, follower: str | None) -> Site:

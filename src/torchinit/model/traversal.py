@@ -48,23 +48,24 @@ def walk_modules(model: nn.Module) -> list[ModulePath]:
 
     def walk(module: nn.Module, name: str, block: Place | None, turn: int, hooks: str, tower: Place | None) -> int:
         hooks = type(module).__name__ if has_load_hooks(module) else hooks
-        prefix, children = f"{name}." if name else "", module._modules
-        stack = stacks.get(id(module))
+        prefix, stack = f"{name}." if name else "", stacks.get(id(module))
         inside, tower_inside = block, tower
-        begun: dict[int, tuple[int, int]] = {}
-        for key, child in children.items():
+        begun: dict[int, int] = {}
+        for key, child in module._modules.items():
             if child is None:
                 continue
-            again = id(child) in begun
-            index, start = begun.setdefault(id(child), (len(begun), turn))
+            again = begun.get(id(child))
+            start = begun[id(child)] = turn if again is None else again
             if stack is not None:
+                index = len(begun) - 1 if again is None else [*begun].index(id(child))
                 inside, tower_inside = (index, len(stack.blocks)), stack.tower(index)
             if child._modules or has_load_hooks(child):
                 end = walk(child, prefix + key, inside, start, hooks, tower_inside)
             else:  # most modules are layers, and have nothing to go through
                 visited.append(_made(ModulePath, (prefix + key, child, inside, start, hooks, tower_inside)))
                 end = start + 1
-            turn = turn if again else end
+            if again is None:
+                turn = end
         visited.append(_made(ModulePath, (name, module, block, turn, hooks, tower)))
         return turn + 1
 
@@ -80,7 +81,7 @@ def has_load_hooks(module: nn.Module) -> bool:
     out.
     """
     hooks = module._load_state_dict_pre_hooks
-    is_stock = type(module)._load_from_state_dict is _LOAD and "_load_from_state_dict" not in vars(module)
+    is_stock = type(module)._load_from_state_dict is _LOAD and "_load_from_state_dict" not in module.__dict__
     if (is_stock and not hooks) or (module._modules and WRAPPERS.issuperset(module._modules.keys())):
         return False
     functions = (getattr(hook, "hook", hook) for hook in hooks.values())

@@ -204,6 +204,12 @@ class Plan(Postponable, Tabular):
         return (*(step.site for step in self.steps), *self.untouched, *(skip.site for skip in self.skipped))
 
     @property
+    def drafts(self) -> Collection[Any]:
+        """The steps, or until somebody asks for them, what has the same sites, fills and rules in that order."""
+        maker = self.maker_of("steps")
+        return self.steps if maker is None else maker.drafts  # type: ignore[attr-defined]  # the planner's
+
+    @property
     def left_alone(self) -> list[str]:
         """The sites that a rule matches and has no values for, a line for each reason."""
         return by_reason("left alone", ((skip.site.name, skip.why) for skip in self.declined))
@@ -211,7 +217,7 @@ class Plan(Postponable, Tabular):
     @property
     def arguments(self) -> dict[str, Mapping[str, Value]]:
         """The arguments of each scheme, and of the ``"recipe"``, as they were."""
-        rules = (*(step.rule for step in (*self.steps, *self.overwritten)), *(rule for rule, _ in self.unused))
+        rules = (*(step.rule for step in (*self.drafts, *self.overwritten)), *(rule for rule, _ in self.unused))
         return {rule.scheme or "recipe": rule.arguments for rule in rules if rule.arguments}
 
     @property

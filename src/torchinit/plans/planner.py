@@ -22,8 +22,7 @@ from torchinit.initializers.source import Resolution, is_verbatim, looks_at, res
 from torchinit.initializers.variance_scaling import asks_for_neutral
 from torchinit.knowledge.neutral import looks_like_norm
 from torchinit.model.sites import KnownSites, Site
-from torchinit.plans.conflicts import StepNotes, Write, collisions, disagreement, unlocked
-from torchinit.plans.notes import Notes, guessed
+from torchinit.plans.notes import Notes, StepNotes, Write, collisions, disagreement, guessed, unlocked
 from torchinit.plans.plan import FROZEN, Plan, Reach, Skipped, Step
 from torchinit.rules.matching import FACTS, Matcher, explain_unmatched, is_ours, roles_asked
 from torchinit.rules.rule import Rule
@@ -98,6 +97,7 @@ class _Planner:
     beaten: dict[str, list[Write]] = field(default_factory=dict)  # those before it
     declined: dict[str, Skipped] = field(default_factory=dict)
     loads: list[Resolution] = field(default_factory=list)
+    drafts: Sequence[Write] = ()  # the last ones in their order
     turn: int = 0
     views: _Views = field(default_factory=list)
     kinds: Sequence[int] = ()  # of each view
@@ -134,9 +134,12 @@ class _Planner:
             if written and site.name not in self.writes:
                 self.skipped[site.name] = Skipped(site, f"lies in the memory of {written[0]!r}, which is written")
         writes, skipped = self.writes, self.skipped
+        self.drafts = sorted(writes.values(), key=attrgetter("turn")) if several else [*writes.values()]
         left = [site for site in self.known if site.name not in writes and site.name not in skipped]
         plan = Plan(
-            overwritten=_in_turn([write.step() for those in several for write in those[:-1]]),
+            overwritten=tuple(
+                sorted((write.step() for those in several for write in those[:-1]), key=attrgetter("turn"))
+            ),
             untouched=tuple(left),
             declined=tuple(self.declined[site.name] for site in left if site.name in self.declined),
             skipped=tuple(skip for name, skip in skipped.items() if name not in writes),
@@ -146,8 +149,8 @@ class _Planner:
             reach=tuple(self._reach()),
         )
         if all(is_ours(rule.init) for rule in self.rules):
-            return plan.postponed("steps", self._steps)
-        return plan.updated(steps=self._steps())  # who knows when somebody else's initializer changes
+            return plan.postponed("steps", self)
+        return plan.updated(steps=self())  # who knows when somebody else's initializer changes
 
     def _without_roles(self, unused: Sequence[Rule]) -> list[Rule]:
         """The rules in vain but for those of schemes by roles, which are a problem: the scheme is for other models."""
@@ -260,19 +263,18 @@ class _Planner:
         return found
 
     @collector_paused()
-    def _steps(self) -> tuple[Step, ...]:
-        return _in_turn([*map(self._step, self.writes.values())])
-
-    def _step(self, write: Write) -> Step:
-        """The step of a site's last write, with the rules that it beats and the notes: the later rule wins."""
-        view, site, fill, rule, turn, kind, notes = write
-        if notes is None:
-            notes = self.notes.of(site, fill, rule, view, kind) if self.notes else ()
-        over: tuple[Rule, ...] = ()
-        if site.name in self.beaten:
-            beaten = {id(write.rule): write.rule for write in self.beaten[site.name] if write.rule is not rule}
-            over = tuple(dict.fromkeys(beaten.values()))
-        return Step(site, fill, rule, over, turn, notes)
+    def __call__(self) -> tuple[Step, ...]:
+        """The steps of the last writes, with the rules that they beat and the notes: the later rule wins."""
+        steps = []
+        for view, site, fill, rule, turn, kind, notes in self.drafts:
+            if notes is None:
+                notes = self.notes.of(site, fill, rule, view, kind) if self.notes else ()  # noqa: PLW2901
+            over: tuple[Rule, ...] = ()
+            if site.name in self.beaten:
+                beaten = {id(write.rule): write.rule for write in self.beaten[site.name] if write.rule is not rule}
+                over = tuple(dict.fromkeys(beaten.values()))
+            steps.append(Step(site, fill, rule, over, turn, notes))
+        return tuple(steps)
 
     def _reach(self) -> Iterator[Reach]:
         """The share of the model that the rules of each scheme are for."""
@@ -361,7 +363,3 @@ def _fits(rule: Rule, view: Site) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _in_turn(steps: list[Step]) -> tuple[Step, ...]:
-    return tuple(sorted(steps, key=attrgetter("turn")))

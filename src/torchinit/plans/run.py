@@ -36,8 +36,7 @@ from torchinit.plans.observers import (
     unobserved,
 )
 from torchinit.plans.plan import Plan, Step
-from torchinit.plans.records import Texts
-from torchinit.plans.report import Record, Report
+from torchinit.plans.report import Record, Report, Texts
 from torchinit.plans.simple import SimpleSteps
 
 _Batch: TypeAlias = list[tuple[Step, Parts, int]]
@@ -88,11 +87,17 @@ def run(
     started = time.perf_counter()
     plan.check()
     keying, noise = keying_observer(noise), noise_in_use(noise)
-    steps = plan.writes if noise.is_stateful else plan.steps
     refuse_fakes()
     watched = keying or progress or run_observers()
     whole = shards.tensors if isinstance(shards, HeldShards) and not watched else {}
-    simple, rest = SimpleSteps.among(steps, whole, noise)
+    simple, others = SimpleSteps.among(() if noise.is_stateful else plan.drafts, whole, noise)
+    rest = (
+        plan.writes
+        if noise.is_stateful
+        else [step for step in plan.steps if step.site.name in others]
+        if others
+        else ()
+    )
     here = {name: _parts(shards[name]) for name in [step.site.name for step in rest] if name in shards}
     _check(rest, here, noise, agree)
     here |= _named(rest, here, keying) if keying else {}
@@ -104,10 +109,10 @@ def run(
                 witness.before_run(step, here[step.site.name])
         simple.write(noise)
         seconds = _write_all(rest, here, noise, progress)
-        told = [step for step in plan.steps if step.site.name in here] if simple.steps else plan.steps
+        told = [step for step in plan.steps if step.site.name in here] if rest else []
         told = told if records else [step for step in told if _is_stored(here[step.site.name])]
         made = _records(told, here, noise, seconds, stats)
-        made_later = simple.records(stats=stats) if simple.steps and records else None
+        made_later = simple.records(plan, stats=stats) if simple.drafts and records else None
     report = Report(
         tuple(made),
         untouched=tuple(site.name for site in plan.untouched if site.kind == "parameter" and (site.lack or site.numel)),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from torchinit._collector import collector_paused
 from torchinit.initializers.base import Blockwise, Fill, Wrapper
-from torchinit.initializers.elementwise import Constant, Drawn, Normal, TruncNormal, Uniform, write_constants
+from torchinit.initializers.elementwise import Constant, Normal, TruncNormal, Uniform, write_constants
 from torchinit.initializers.functions import Code, FromIndex
 from torchinit.initializers.mapped import MappedFill
 from torchinit.initializers.statistics import measure_simple
@@ -20,9 +21,8 @@ from torchinit.noise import Keyed, Noise
 from torchinit.noise.distributions import Draw, resolve
 from torchinit.noise.engines.dispatch import chosen_kernel
 from torchinit.noise.engines.tasks import is_simple
-from torchinit.plans.plan import Step
-from torchinit.plans.records import Texts
-from torchinit.plans.report import Record
+from torchinit.plans.plan import Plan
+from torchinit.plans.report import Record, Texts
 
 _DRAWN: Final = frozenset((Normal, Uniform, TruncNormal))
 _CODE: Final = (Code, FromIndex, MappedFill)
@@ -36,79 +36,79 @@ class SimpleSteps:
     other site lies in the tensors' memory, and no code of anybody else's runs meanwhile, which could look at them.
     """
 
-    steps: list[Step] = field(default_factory=list)
+    drafts: list[Any] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
 
     @classmethod
     def among(
-        cls, steps: Sequence[Step], tensors: Mapping[str, Tensor], noise: Noise
-    ) -> tuple[SimpleSteps, list[Step]]:
-        """The simple steps of some, and the others; ``tensors`` are those that are wholly here, by name."""
-        fills = {id(step.fill): step.fill for step in steps}
-        if type(noise) is not Keyed or chosen_kernel() is None or not all(map(_is_formula, fills.values())):
-            return cls(), [*steps]
-        is_written = {key: _is_written(fill) for key, fill in fills.items()}
-        simple, rest = cls(), list[Step]()
-        add, add_tensor = simple.steps.append, simple.tensors.append
-        for step in steps:
-            site = step.site
-            out = tensors.get(site.name)
+        cls, drafts: Collection[Any], tensors: Mapping[str, Tensor], noise: Noise
+    ) -> tuple[SimpleSteps, frozenset[str]]:
+        """The simple ones among steps or drafts, and the names of the other sites.
+
+        ``tensors`` are those that are wholly here, by name.
+        """
+        fills = {id(draft.fill): draft.fill for draft in drafts}
+        simple, others = cls(), list[str]()
+        is_ours = type(noise) is Keyed and chosen_kernel() is not None and all(map(_is_formula, fills.values()))
+        is_written = {key: is_ours and _is_written(fill) for key, fill in fills.items()}
+        for draft in drafts:
+            site = draft.site
+            out = tensors.get(site.name) if is_written[id(draft.fill)] else None
+            # What is read of a tensor last takes the longest.
             if (
                 out is not None
-                and is_written[id(step.fill)]
-                and is_simple(out)
                 and out.dtype is site.dtype
-                and out.shape == site.shape
+                and is_simple(out)
                 and not site.shares
-                and _has_memory(out)
+                and out.shape == site.shape
             ):
-                add(step)
-                add_tensor(out)
+                simple.drafts.append(draft)
+                simple.tensors.append(out)
             else:
-                rest.append(step)
-        return simple, rest
+                others.append(site.name)
+        if not _have_memory(simple.tensors):
+            return cls(), frozenset(draft.site.name for draft in drafts)
+        return simple, frozenset(others)
 
     def write(self, noise: Noise) -> None:
         """Write all of them; nothing is written if one cannot be."""
-        if not self.steps:
+        if not self.drafts:
             return
         assert isinstance(noise, Keyed)
         begun = time.perf_counter()
+        alike: dict[tuple[int, torch.dtype], list[int]] = defaultdict(list)  # of one fill and dtype
+        for number, draft in enumerate(self.drafts):
+            alike[id(draft.fill), draft.site.dtype].append(number)
         names, outs, draws = list[str](), list[Tensor](), list[Draw]()
-        constants: dict[tuple[int, torch.dtype], tuple[Constant, list[Tensor]]] = {}
-        known: dict[tuple[int, torch.dtype], Draw] = {}
-        for step, out in zip(self.steps, self.tensors, strict=True):
-            fill = step.fill
-            key = id(fill), out.dtype
-            if type(fill) is Constant:
-                if key not in constants:
-                    constants[key] = fill, []
-                constants[key][1].append(out)
+        constants: list[tuple[Constant, list[Tensor]]] = []
+        for (_, dtype), numbers in alike.items():
+            fill, those = self.drafts[numbers[0]].fill, [self.tensors[number] for number in numbers]
+            if isinstance(fill, Constant):
+                constants.append((fill, those))
             else:
-                assert isinstance(fill, Drawn)
-                draw = known.get(key)
-                if draw is None:
-                    draw = known[key] = resolve(*fill.draw, out.dtype)
-                names.append(step.site.name)
-                outs.append(out)
-                draws.append(draw)
+                names += [self.drafts[number].site.name for number in numbers]
+                outs += those
+                draws += [resolve(*fill.draw, dtype)] * len(those)
         noise.fill_simple(names, outs, draws)
-        for fill, those in constants.values():
+        for fill, those in constants:
             write_constants(fill, those)
         self.seconds = time.perf_counter() - begun
 
-    def records(self, *, stats: bool) -> Callable[[], list[Record]]:
+    def records(self, plan: Plan, *, stats: bool) -> Callable[[], list[Record]]:
         """The function that makes the records, of the values that are there now."""
         # The texts of rules at once, since these may hold other people's objects, which can change: there are few.
         texts = Texts()
-        rules = {id(rule): rule for step in self.steps for rule in (step.rule, *step.over)}
+        rules = {id(draft.rule): draft.rule for draft in (*self.drafts, *plan.overwritten)}
+        rules |= {id(rule): rule for draft in self.drafts for rule in getattr(draft, "over", ())}
         for rule in rules.values():
             texts.of(rule)
-        steps, seconds = self.steps, self.seconds
+        names, seconds = [draft.site.name for draft in self.drafts], self.seconds
         moments = measure_simple(self.tensors) if stats else None
 
         def made() -> list[Record]:
+            by_name = {step.site.name: step for step in plan.steps}
+            steps = [by_name[name] for name in names]
             measured = moments() if moments else [None] * len(steps)
             sizes = [step.site.numel for step in steps]
             elements = sum(sizes)
@@ -136,9 +136,9 @@ def _is_written(fill: Fill) -> bool:
     return type(fill) is Constant or (type(fill) in _DRAWN and not (type(fill) is TruncNormal and not fill.std))
 
 
-def _has_memory(out: Tensor) -> bool:
-    """Whether there is memory to write to; stand-ins within transforms have none."""
+def _have_memory(outs: Iterable[Tensor]) -> bool:
+    """Whether there is memory to write to in all of them; stand-ins within transforms have none."""
     try:
-        return out.data_ptr() != 0
+        return 0 not in [out.data_ptr() for out in outs]
     except RuntimeError:
         return False

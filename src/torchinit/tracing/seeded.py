@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torchinit.errors import RunError
 from torchinit.initializers.matrices import Orthogonal
-from torchinit.model.counted import Counted
 from torchinit.model.dtensor import is_distributed, shards_of
+from torchinit.model.names import Counted
 from torchinit.model.shards import Box, Shard
 from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Distribution, Keyed, Noise, seeded_generators

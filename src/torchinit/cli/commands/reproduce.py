@@ -23,7 +23,7 @@ from torchinit.cli.errors import ModelError, UsageError
 from torchinit.cli.models import Device
 from torchinit.distributed import own_starts
 from torchinit.errors import CheckpointError
-from torchinit.model.counted import Counted
+from torchinit.model.names import Counted
 from torchinit.model.traversal import walk_tensors
 from torchinit.noise import STREAM, Keyed
 from torchinit.plans.diff import Diff

@@ -10,8 +10,8 @@ import torch
 from torchinit._text import abbreviate, count, dtype_name
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintTarget
-from torchinit.model.constructors import intent
 from torchinit.model.sites import Site
+from torchinit.model.states import intent
 
 
 @check("TI501", "warning", "values", "initialize in float32 and convert, or scale the weight up")
