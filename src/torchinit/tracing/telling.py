@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from torchinit.model.sandbox import OperationMode
 from torchinit.tracing.observer import Observer
-from torchinit.tracing.uninitialized import Allocations
 
 # An operation under two of torch's modes costs more than the draw that it makes, and a write of ours may take five. All
 # that an observer keeps of them is the last, so it is told of that one, and torch's modes are off while we write.
@@ -26,21 +25,15 @@ def write_as(write: Callable[[], None], operation: torch._ops.OpOverload, *args:
     if not watchers:
         write()
         return
-    for watcher in watchers:
-        if isinstance(watcher, Allocations):
-            watcher.forget(args[:1])
     with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
         write()
         for watcher in watchers:
-            if isinstance(watcher, Observer):
-                watcher.tell(operation, args)
+            watcher.tell(operation, args)
 
 
-def _watchers() -> Sequence[Allocations | Observer] | None:
+def _watchers() -> Sequence[Observer] | None:
     """Those whose modes are in place; None if there are others, or some who have to see each operation."""
     modes = _get_current_dispatch_mode_stack()
     owners = [getattr(mode.carry_out, "__self__", None) for mode in modes if type(mode) is OperationMode]
-    known = [each for each in owners if isinstance(each, Allocations) or (isinstance(each, Observer) and each.is_brief)]
-    observers = sum(isinstance(each, Observer) for each in known)
-    is_all = len(known) == len(modes) and observers == torch._C._len_torch_function_stack()
-    return known if is_all else None
+    known = [each for each in owners if isinstance(each, Observer) and each.is_brief]
+    return known if len(known) == len(modes) == torch._C._len_torch_function_stack() else None

@@ -6,123 +6,263 @@ import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache, partial
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.library import Library, fallthrough_kernel
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import _disable_current_modes, _pop_mode, _push_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.model.sandbox import ALLOCATING, OperationMode
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.tracing.locks import Snapshot, snapshot
-from torchinit.tracing.observer import written_by
 from torchinit.tracing.regions import memory_of, storage_of
-
-_COPYING = frozenset((torch.ops.aten.clone, torch.ops.aten._to_copy))
-_HANDING_OUT: Final[dict[int, tuple[Any, bool, bool]]] = {}
-"""By the id of an operation, which is kept: itself, whether it allocates empty memory, whether it copies."""
 
 # Whether memory has been written to cannot be read off a tensor: fresh memory is often all zeros, like zeros that were
 # written, and torch's version counters see neither `.data.zero_()` nor what NumPy and other libraries write. So memory
-# that is handed out while a module is watched is stamped: its first bytes get a pattern that nothing means to write,
-# and as long as they hold it the tensor has not been filled. The stamp comes the moment the memory is handed out, when
-# there are no values that it could hurt, and is below the smallest normal number of the formats of 16 and more bits, as
-# harmless as what may stand there anyway. After init_weights() what stood there before is put back, so that a tensor
-# that is never written holds what it would have held, and MMEngine's bits stay. What can go wrong: a copy that is made
-# while nothing is watched is not known; neither is a write that torch does not count and that leaves the first bytes
-# alone, or, where there is no stamp, writes what is there already: on other devices than the CPU, after init_weights(),
-# and in a tensor that does not begin where its memory does. Nothing is watched within other people's dispatch modes,
-# where memory may not be what it seems, unless the caller knows them.
-_STAMP: Final = bytes((0x17, 0, 0x2B, 0, 0x05, 0, 0x0B, 0)) * 2
+# that is handed out while a module is watched is stamped: its first and its last bytes get a pattern that nothing means
+# to write, and as long as both hold it the tensor has not been filled. The stamp comes the moment the memory is handed
+# out, when there are no values that it could hurt, and is below the smallest normal number of the formats of 16 and
+# more bits, as harmless as what may stand there anyway. After init_weights() what stood there before is put back, so
+# that a tensor that is never written holds what it would have held, and MMEngine's bits stay.
+#
+# The moment is told by torch's dispatcher. A dispatch mode was tried: it sees every operation of a constructor, and
+# made building half as dear again. All ways to memory without values end in two operations, and the dispatcher has a
+# key, DeferredInit, that torch reserves for those who watch how modules come to be and uses for nothing itself. What is
+# registered under it for those two, and for copies, is called only in a thread that has switched the key on; all other
+# operations pass it by at no cost. What can go wrong: a copy that is made while nothing is watched is not known;
+# neither is a write that leaves both ends alone and comes before a constructor has ended or is not counted by torch, as
+# those through `.data`; nor, after init_weights(), one that writes what is there already. Nothing is watched within
+# other people's dispatch modes, where memory may not be what it seems, unless the caller knows them.
+_KEY: Final = torch._C._dispatch_key_parse("DeferredInit")
+_BELOW: Final = torch._C._dispatch_keyset_full_after(_KEY)
+
+_STAMPS: Final = {
+    8: (0x000B_0005_002B_0017, 0x000B_0005_002B_0017),
+    4: (0x002B_0017, 0x000B_0005),
+    2: (0x0017, 0x000B),
+    1: (0x17, 0),
+    0: (0x17, 0x17),  # of a single byte, which is both ends
+}
+"""What stands at the ends of memory that nobody has filled, by the size of an end."""
+_WORDS: Final = {8: ctypes.c_uint64, 4: ctypes.c_uint32, 2: ctypes.c_uint16, 1: ctypes.c_uint8, 0: ctypes.c_uint8}
 _SAMPLE: Final = 4096
 
 
+class _Word:
+    """An end of memory that is on another device."""
+
+    def __init__(self, part: Tensor) -> None:
+        self.part = part
+
+    @property
+    def value(self) -> int:
+        return int.from_bytes(bytes(self.part.tolist()), "little")
+
+    @value.setter
+    def value(self, number: int) -> None:
+        self.part.copy_(torch.tensor(list(number.to_bytes(len(self.part), "little")), dtype=torch.uint8))
+
+
+class _Ends:
+    """The first and the last bytes of memory."""
+
+    __slots__ = ("head", "stamp", "tail")
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        number, start = storage.nbytes(), storage.data_ptr()
+        size = 8 if number >= 16 else 4 if number >= 8 else 2 if number >= 4 else min(number - 1, 1)
+        self.stamp = _STAMPS[size]
+        self.head: Any
+        self.tail: Any
+        if storage.device.type == "cpu":
+            word = _WORDS[size]
+            self.head, self.tail = word.from_address(start), word.from_address(start + number - (size or 1))
+        else:
+            flat = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+            self.head, self.tail = _Word(flat[: size or 1]), _Word(flat[number - (size or 1) :])
+
+    @property
+    def values(self) -> tuple[int, int]:
+        return self.head.value, self.tail.value
+
+    def are_stamped(self) -> bool:
+        return self.values == self.stamp
+
+    def put(self, values: tuple[int, int]) -> None:
+        self.head.value, self.tail.value = values
+
+    def put_back(self, before: tuple[int, int]) -> None:
+        """Replace what is left of the stamp by what was there before; a part may be all that has been written."""
+        head, tail = self.values
+        self.put((before[0] if head == self.stamp[0] else head, before[1] if tail == self.stamp[1] else tail))
+
+
+def _ends_of(tensor: Tensor) -> _Ends | None:
+    """The ends of the memory that a tensor lies in; None where it has none here."""
+    memory = memory_of(tensor)
+    storage = None if memory is None or memory.is_meta else memory.untyped_storage()
+    return _Ends(storage) if storage is not None and storage.nbytes() and storage.data_ptr() else None
+
+
 class _Blank(NamedTuple):
-    """A tensor as it was when it had been handed unfilled memory, and the bytes that the stamp in it replaced."""
+    """A tensor as it was when it had been handed unfilled memory, and what the stamp at the ends of that replaced."""
 
     snapshot: Snapshot
-    before: bytes
+    before: tuple[int, int]
 
 
 _KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
-_WATCHING: ContextVar[bool] = ContextVar("torchinit_watching_allocations", default=False)
+_WATCH: ContextVar[_Watch | None] = ContextVar("torchinit_watch_on_allocations", default=None)
 
 Remember: TypeAlias = Callable[[nn.Module], None]
 """Keeps in mind which tensors of a module hold memory that was handed out while it was watched, and not filled."""
 
 
-class Allocations:
-    """The memory that was handed out empty and that no operation has written since."""
+class _Watch:
+    """The memory that was handed out while it lasted: what stood at its ends, by storage.
+
+    No storage is kept: one that has been freed takes the stamp along, or another comes to where nobody has written.
+    """
 
     def __init__(self) -> None:
-        # The storages are kept, so that the address of a freed one does not stand for another.
-        self.empty: dict[int | None, tuple[torch.UntypedStorage, bytes]] = {}
+        self.depth: int = torch._C._len_torch_dispatch_stack()
+        self.before: dict[int | None, tuple[int, int]] = {}
 
-    def carry_out(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if self.empty:
-            self.forget(written_by(func, args, kwargs))
-        result = func(*args, **kwargs)
-        known = _HANDING_OUT.get(id(func))
-        if known is None:
-            packet = func.overloadpacket
-            known = _HANDING_OUT[id(func)] = func, packet in ALLOCATING, packet in _COPYING
-        _, allocates, copies = known
-        if allocates or (copies and self._is_blank(args[0])):
-            self._hand_out(result)
+    def hand_out(self, tensor: Tensor) -> None:
+        ends = _ends_of(tensor) if type(tensor) is Tensor else None
+        if ends is not None:
+            key = tensor.untyped_storage()._cdata
+            if key not in self.before or not ends.are_stamped():  # by the part of an operation that is one, too
+                self.before[key] = ends.values
+            ends.put(ends.stamp)
+
+    def carry_out(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], call: Callable[..., Any] | None = None
+    ) -> Any:
+        """Do an operation, and stamp the memory that comes of it if that holds nothing."""
+        call = call or func
+        if func not in _COPYING:
+            result = call(*args, **kwargs)
+            if func.overloadpacket in ALLOCATING:
+                self.hand_out(result)
+            return result
+        ends = _ends_of(args[0])
+        before = None if ends is None else self._before(args[0], ends)
+        if ends is None or before is None:
+            return call(*args, **kwargs)
+        now = ends.values
+        ends.put_back(before)  # for the copy
+        result = call(*args, **kwargs)
+        ends.put(now)
+        self.hand_out(result)
         return result
 
-    def forget(self, written: Iterable[Tensor]) -> None:
-        """Give the memory of tensors that are about to be written its own first bytes back."""
-        for tensor in written if self.empty else ():
-            storage, before = self.empty.pop(storage_of(tensor), (None, b""))
-            if storage is not None and _head(storage) == _STAMP[: len(before)]:
-                _put(storage, before)  # a part may be all that is written
-
-    def _is_blank(self, tensor: Tensor) -> bool:
-        return storage_of(tensor) in self.empty or is_unfilled(tensor)
-
-    def _hand_out(self, tensor: Tensor) -> None:
-        memory = memory_of(tensor)
-        if memory is not None and memory.numel() and not memory.is_meta:
-            storage = memory.untyped_storage()
-            self.empty[storage._cdata] = storage, _head(storage)
-            _put(storage, _STAMP)
+    def _before(self, tensor: Tensor, ends: _Ends) -> tuple[int, int] | None:
+        """What stood at the ends of a tensor's memory if nobody has filled it."""
+        before = self.before.get(storage_of(tensor))
+        if before is not None and ends.are_stamped():
+            return before
+        return _KNOWN[tensor].before if is_unfilled(tensor) else None
 
     def remember(self, module: nn.Module) -> None:
-        with _disable_current_modes():  # which would take what is looked at here for the user's
-            for tensor in chain(module.parameters(), module.buffers()) if self.empty else ():
-                storage, before = self.empty.get(storage_of(tensor), (None, b""))
-                if storage is not None and _head(storage) == _STAMP[: len(before)]:
-                    _KNOWN[tensor] = _Blank(snapshot(tensor), before)
+        blank: dict[Tensor, tuple[int, int]] = {}
+        for tensor in chain(module.parameters(), module.buffers()) if self.before else ():
+            before = self.before.get(storage_of(tensor))
+            ends = None if before is None else _ends_of(tensor)
+            if before is None or ends is None:
+                continue
+            if ends.are_stamped():
+                blank[tensor] = before
+            else:
+                ends.put_back(before)
+        with _disable_current_modes(), torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
+            for tensor, before in blank.items():
+                _KNOWN[tensor] = _Blank(snapshot(tensor), before)
 
 
-def _head(storage: torch.UntypedStorage) -> bytes:
-    """The bytes of a memory that a stamp takes; none on other devices than the CPU."""
-    size = min(storage.nbytes(), len(_STAMP)) if storage.device.type == "cpu" else 0
-    return ctypes.string_at(storage.data_ptr(), size) if size else b""
+# --- what the dispatcher calls -----------------------------------------------------------------------------
+
+_FAST: Final = {
+    torch.ops.aten.empty.memory_format: torch.empty,
+    torch.ops.aten.empty_strided.default: torch.empty_strided,
+}
+"""The functions that do what an operation does in half the time."""
+_COPYING: Final = frozenset({torch.ops.aten.clone.default, torch.ops.aten._to_copy.default})
 
 
-def _put(storage: torch.UntypedStorage, head: bytes) -> None:
-    if storage.device.type == "cpu":
-        ctypes.memmove(storage.data_ptr(), head, min(storage.nbytes(), len(head)))
+def _kernel(operation: torch._ops.OpOverload) -> Callable[..., Tensor]:
+    function = _FAST.get(operation)
+
+    def kernel(keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor:
+        watch, depth = _WATCH.get(), torch._C._len_torch_dispatch_stack()
+        if watch is None:
+            return operation.redispatch(keys & _BELOW, *args, **kwargs)
+        if depth > watch.depth:
+            with _beneath_modes(depth - watch.depth, watch.carry_out):
+                return operation.redispatch(keys & _BELOW, *args, **kwargs)
+        if function is None or "device" not in kwargs or torch._C._len_torch_function_stack():
+            return watch.carry_out(operation, args, kwargs, partial(operation.redispatch, keys & _BELOW))
+        torch._C._dispatch_tls_set_dispatch_key_included(_KEY, False)
+        try:
+            tensor: Tensor = function(*args, **kwargs)
+        finally:
+            torch._C._dispatch_tls_set_dispatch_key_included(_KEY, True)
+        watch.hand_out(tensor)
+        return tensor
+
+    return kernel
+
+
+@contextmanager
+def _beneath_modes(number: int, carry_out: Callable[..., Any]) -> Iterator[None]:
+    """Let the innermost modes have their way with an operation, and carry out what is left of it."""
+    # Within a mode torch passes our key by, and what a mode does to memory must not be done before the stamp.
+    modes = [_pop_mode() for _ in range(number)]
+    try:
+        with OperationMode(carry_out):
+            for mode in reversed(modes):
+                _push_mode(mode)
+            try:
+                yield
+            finally:
+                for _ in modes:
+                    _pop_mode()
+    finally:
+        for mode in reversed(modes):
+            _push_mode(mode)
+
+
+@cache
+def _registered() -> tuple[Library, ...]:
+    """The kernels, which stay registered as long as this is kept."""
+    every, aten = Library("_", "IMPL", "DeferredInit"), Library("aten", "IMPL", "DeferredInit")
+    every.fallback(fallthrough_kernel)
+    packets = [getattr(packet, name) for packet in ALLOCATING for name in packet.overloads() if "out" not in name]
+    for operation in (*packets, *_COPYING):
+        aten.impl(operation, _kernel(operation), with_keyset=True)
+    return every, aten
 
 
 @contextmanager
 def watching(*, within_modes: bool = False) -> Iterator[Remember]:
     """Watch the memory that a module is given; the outermost of nested calls does."""
-    if _WATCHING.get() or (_get_current_dispatch_mode_stack() and not within_modes):
+    if _WATCH.get() is not None or (torch._C._len_torch_dispatch_stack() and not within_modes):
         yield lambda _: None
         return
-    token = _WATCHING.set(True)
+    _registered()
+    watch = _Watch()
+    token = _WATCH.set(watch)
+    torch._C._dispatch_tls_set_dispatch_key_included(_KEY, True)
     try:
-        allocations = Allocations()
-        with OperationMode(allocations.carry_out):
-            yield allocations.remember
+        yield watch.remember
     finally:
-        _WATCHING.reset(token)
+        torch._C._dispatch_tls_set_dispatch_key_included(_KEY, False)
+        _WATCH.reset(token)
 
 
 def is_unfilled(tensor: Tensor) -> bool:
@@ -132,14 +272,15 @@ def is_unfilled(tensor: Tensor) -> bool:
 
 
 def unstamp(tensors: Iterable[Tensor]) -> None:
-    """Give memory that has not been filled its own first bytes back."""
-    left = [tensor for tensor in tensors if is_unfilled(tensor)]
+    """Give memory that has not been filled, or only in part, its own ends back."""
+    known = [tensor for tensor in tensors if tensor in _KNOWN] if _KNOWN.data else []
+    left = [tensor for tensor in known if is_unfilled(tensor)]
+    for tensor in known:
+        ends = _ends_of(tensor)
+        if ends is not None and _KNOWN[tensor].snapshot.storage == storage_of(tensor):
+            ends.put_back(_KNOWN[tensor].before)
     for tensor in left:
-        memory = memory_of(tensor)
-        if memory is not None:
-            _put(memory.untyped_storage(), _KNOWN[tensor].before)
-    for tensor in left:
-        _KNOWN[tensor] = _Blank(snapshot(tensor), b"")
+        _KNOWN[tensor] = _KNOWN[tensor]._replace(snapshot=snapshot(tensor))
 
 
 def looks_unfilled(tensor: Tensor) -> bool:
