@@ -20,7 +20,7 @@ BASE = (
     Rule(Leaf("bias"), Zeros()),
     Rule(Layer("LayerNorm") & Leaf("weight"), Ones()),
 )
-FIFTY = (*BASE, *(Rule(Name(f"{i}.1.weight"), Normal(std=0.01 * (i + 1))) for i in range(47)))
+FIFTY = (*BASE, *(Rule(Name(f"{i}.1.weight"), Normal(std=0.01 * (i + 1)), optional=True) for i in range(47)))
 
 JOBS: dict[str, Callable[[nn.Module], object]] = {
     "plan": lambda model: plan(model, BASE),

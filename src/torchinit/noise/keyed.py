@@ -1,4 +1,4 @@
-"""Keyed noise, whose every value is a function of seed, name and position, and of nothing else."""
+"""Keyed noise, whose every value is a function of seed, name and position alone; and what a seed stands for."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from torchinit.errors import RunError
 from torchinit.model.shards import Shard
+from torchinit.model.valueless import refuse_fakes
 from torchinit.noise.base import Distribution, DrawRequest, Noise
 from torchinit.noise.distributions import Draw, DrawKind, resolve
 from torchinit.noise.engines import dispatch, torch_engine
 from torchinit.noise.engines.tasks import FillTask, is_simple
 from torchinit.noise.settings import plain_process, plain_thread
 from torchinit.noise.threads import drawing_threads, one_thread
-from torchinit.noise.torch_generator import seeded_generators
+from torchinit.noise.torch_generator import Global, drawing_from, seeded_generators
 
 STREAM = "torchinit-stream-1"
 """The version of the stream; it changes if any value ever does."""
@@ -84,7 +85,7 @@ class Keyed(Noise):
         """Draw all shards; nothing is written if one of the jobs cannot be done."""
         batch = list(jobs)
         compiled = dispatch.chosen_kernel()
-        if compiled and all([_is_simple(job[0]) for job in batch]):
+        if compiled and all(map(_is_simple, [job[0] for job in batch])):
             # A model has hundreds of small tensors that are wholly here; they skip what cannot be wrong with them. Jobs
             # are read by number, which takes half the time.
             outs = [job[0].local for job in batch]
@@ -194,3 +195,20 @@ def _shares_memory(local: Tensor) -> bool:
     for stride, size in axes:
         place = (place[:, None] + stride * torch.arange(size, device="cpu")).flatten()
     return bool((place.sort().values.diff() == 0).any())
+
+
+@contextmanager
+def noise_of(seed: int | torch.Generator | None, devices: Iterable[torch.device]) -> Iterator[Noise]:
+    """The noise that a ``seed`` stands for, while it is drawn from on the devices; of an int without users' modes.
+
+    Raises RunError where tensors have no values.
+    """
+    refuse_fakes()
+    if isinstance(seed, torch.Generator):
+        with drawing_from(seed, devices) as noise:
+            yield noise
+    elif seed is None:
+        yield Global()
+    else:
+        with plain_thread():
+            yield Keyed(seed)
