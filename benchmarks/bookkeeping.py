@@ -1,4 +1,7 @@
-"""Bookkeeping: what a plan and a report cost beside the draws, on models of 10 to 20,000 small tensors."""
+"""Bookkeeping: what a plan and a report cost beside the draws, on models of 10 to 20,000 small tensors.
+
+``python -m benchmarks.bookkeeping`` prints the table.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from functools import partial
 
 from torch import nn
 
-from benchmarks.draws import NOISE, Row, compare
+from benchmarks import results
+from benchmarks.draws import NOISE, Row, compare, row_section, threads
 from torchinit import Kaiming, Layer, Leaf, Name, Normal, Ones, Rule, Zeros, fingerprint, initialize, lint, plan
 from torchinit.model.shards import Shard
 
@@ -16,7 +20,7 @@ BASE = (
     Rule(Leaf("bias"), Zeros()),
     Rule(Layer("LayerNorm") & Leaf("weight"), Ones()),
 )
-FIFTY = (*BASE, *(Rule(Name(f"{i}.1.weight"), Normal(std=0.01 * (i + 1))) for i in range(47)))
+FIFTY = (*BASE, *(Rule(Name(f"{i}.1.weight"), Normal(std=0.01 * (i + 1)), optional=True) for i in range(47)))
 
 JOBS: dict[str, Callable[[nn.Module], object]] = {
     "plan": lambda model: plan(model, BASE),
@@ -66,3 +70,13 @@ def all_rows(quick: bool) -> Iterator[Row]:
         ours = partial(Normal(0.0, 0.02).write, shard, NOISE)
         theirs = partial(nn.init.normal_, shard.local, 0.0, 0.02)
         yield compare(f"one tensor of {size:,} in one call", ours, theirs, "torch.nn.init", 1, times=500)
+
+
+def section(quick: bool) -> tuple[object, list[str]]:
+    """All rows, measured on one thread."""
+    with threads(1):
+        return row_section(all_rows(quick))
+
+
+if __name__ == "__main__":
+    results.measure({"bookkeeping": section}, __doc__)

@@ -1,6 +1,6 @@
 """Checkpoints: how fast a whole file is loaded beside torch and safetensors, and how much memory a part of one takes.
 
-``python -m benchmarks.checkpoints`` prints both tables.
+``python -m benchmarks.checkpoints`` prints the tables.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from benchmarks import results
 from benchmarks.networks import gpt2, resnet50
 from benchmarks.timing import Spread, side_by_side
 from torchinit import Name, Pretrained, Rule, initialize
@@ -75,15 +76,16 @@ PAIRS = (
 """Our ways, and what each is to be compared with. We map files in any case."""
 
 
-def loads(folder: Path) -> Iterator[Load]:
+def loads(folder: Path, quick: bool) -> Iterator[Load]:
     """Each model's file, loaded by torchinit and by what one would write by hand, in both formats."""
-    for name, build in MODELS.items():
+    repeats = 5 if quick else REPEATS
+    for name, build in [*MODELS.items()][2 if quick else 0 :]:
         calls = _calls(folder, filled(build()), filled(build()), filled(build()))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        processor = side_by_side(calls, repeats=REPEATS)
+        processor = side_by_side(calls, repeats=repeats)
         torch.set_num_threads(threads)
-        clock = side_by_side(calls, repeats=REPEATS, clock=time.perf_counter)
+        clock = side_by_side(calls, repeats=repeats, clock=time.perf_counter)
         for way, hand in PAIRS:
             yield Load(name, way, hand, (processor[way], processor[hand]), (clock[way], clock[hand]))
 
@@ -115,23 +117,6 @@ def _calls(folder: Path, source: nn.Module, ours: nn.Module, theirs: nn.Module) 
         "torch.load": by_torch(mmap=False),
         "torch.load, mmap": by_torch(mmap=True),
     }
-
-
-def load_table(found: Iterable[Load]) -> list[str]:
-    """The loads as a Markdown table, printed as it grows."""
-    lines = [
-        "| model | file | by hand | processor seconds: median (best) | theirs | ratio | clock | theirs | ratio |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for load in found:
-        columns = [
-            f"{ours.median:.3f} ({ours.best:.3f}) | {theirs.median:.3f} ({theirs.best:.3f})"
-            f" | {ours.median / theirs.median:.2f}"
-            for ours, theirs in (load.processor, load.clock)
-        ]
-        lines.append(f"| {load.model} | {load.way} | {load.against} | {' | '.join(columns)} |")
-        print(lines[-1], flush=True)
-    return lines
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -173,27 +158,33 @@ def beyond(folder: Path) -> dict[str, float]:
     return {what: size / MiB for what, size in sizes.items()}
 
 
-def memory_table(sizes: Mapping[str, float]) -> list[str]:
-    """What a part of a large file takes, as a Markdown table."""
-    lines = [
-        "| a part of a large file | MiB |",
-        "|---|---|",
-        *(f"| {what} | {size:.0f} |" for what, size in sizes.items()),
-    ]
-    print("\n".join(lines), flush=True)
-    return lines
+def section(quick: bool) -> tuple[object, list[str]]:
+    """The loads, and what a part of a large file takes."""
+    kept: list[dict[str, object]] = []
 
+    def cells(found: Iterable[Load]) -> Iterator[str]:
+        for load in found:
+            kept.append(asdict(load))
+            times = [
+                f"{ours.median:.4f} ({ours.best:.4f}) | {theirs.median:.4f} ({theirs.best:.4f})"
+                f" | {ours.median / theirs.median:.2f}"
+                for ours, theirs in (load.processor, load.clock)
+            ]
+            yield f"{load.model} | {load.way} | {load.against} | {' | '.join(times)}"
 
-def main() -> None:
-    """Prints the tables; with ``--peak`` the figure that another process asks for."""
-    if "--peak" in sys.argv:
-        name = sys.argv[-1]
-        print(peak(Path(name) if name else None))
-        return
     with tempfile.TemporaryDirectory() as folder:
-        memory_table(beyond(Path(folder)))
-        load_table(loads(Path(folder)))
+        columns = "model | file | by hand | processor seconds: median (best) | theirs | ratio | clock | theirs | ratio"
+        lines = results.table(columns, cells(loads(Path(folder), quick)))
+        sizes = {} if quick else beyond(Path(folder))
+    if sizes:
+        rows = (f"{what} | {size:.0f}" for what, size in sizes.items())
+        lines += ["", *results.table("a part of a large file | MiB", rows)]
+    return {"loads": kept, "part of a large file": sizes}, lines
 
 
 if __name__ == "__main__":
-    main()
+    if "--peak" in sys.argv:
+        name = sys.argv[-1]
+        print(peak(Path(name) if name else None))
+    else:
+        results.measure({"loads": section}, __doc__)

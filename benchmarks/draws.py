@@ -1,17 +1,21 @@
-"""Draws: nanoseconds an element for each distribution, dtype, size, slice and thread count."""
+"""Draws: nanoseconds an element for each distribution, dtype, size, slice and thread count.
+
+``python -m benchmarks.draws`` prints the table.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks import results
 from benchmarks.timing import Spread, side_by_side
 from torchinit.initializers.matrices import Orthogonal
 from torchinit.initializers.statistics import measure
@@ -51,6 +55,23 @@ DRAWN: dict[str, tuple[Distribution, tuple[float, ...], Callable[[Tensor], objec
     "truncated ±3σ": ("truncated", (0.0, 1.0, -3.0, 3.0), partial(nn.init.trunc_normal_, a=-3.0, b=3.0)),
     "truncated ±2, std 0.02": ("truncated", (0.0, 0.02, -2.0, 2.0), partial(nn.init.trunc_normal_, std=0.02)),
 }
+
+
+def row_section(rows: Iterable[Row]) -> tuple[object, list[str]]:
+    """The figures and the table of rows, which are measured as they come."""
+    kept: list[dict[str, object]] = []
+
+    def cells() -> Iterator[str]:
+        for row in rows:
+            kept.append(asdict(row))
+            ours, theirs = (
+                f"{spread.median / row.units * 1e9:.2f} ({spread.best / row.units * 1e9:.2f})"
+                for spread in (row.ours, row.theirs)
+            )
+            yield f"{row.what} | {ours} | {row.against} | {theirs} | {row.ratio:.2f} | {row.best_ratio:.2f}"
+
+    columns = "what | ns a unit, median (best) | against | ns a unit, median (best) | ratio | of the best"
+    return kept, results.table(columns, cells())
 
 
 @contextmanager
@@ -208,3 +229,12 @@ def all_rows(quick: bool) -> Iterator[Row]:
         yield from statistics(middle)
     yield from two_threads(sizes[2:])
     yield from matrices([64, 512] if quick else [64, 512, 2048, 4096])
+
+
+def section(quick: bool) -> tuple[object, list[str]]:
+    """All rows, measured."""
+    return row_section(all_rows(quick))
+
+
+if __name__ == "__main__":
+    results.measure({"draws": section}, __doc__)

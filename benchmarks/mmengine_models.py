@@ -1,6 +1,7 @@
 """Real models of mmdet and mmpretrain: building and init_weights under torchinit beside MMEngine, in processor time.
 
-    .venv-peers/bin/python benchmarks/mmengine_models.py [REPEATS] [MODEL ...]
+    .venv-peers/bin/python -m benchmarks.mmengine_models [--quick] [--write]
+    .venv-peers/bin/python -m benchmarks.mmengine_models REPEATS [MODEL ...]
 
 Each side has a process of its own, since what `mmengine.model` hands out is set before anything imports it; the two
 take turns, model by model. Medians and their ratios, with the log written to a file on both sides.
@@ -16,9 +17,12 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from benchmarks import results
 
 REPEATS = 7
 SIDES = ("mmengine", "torchinit")
@@ -69,11 +73,10 @@ def serve(side: str, log: str) -> None:
         answers.flush()
 
 
-def main(repeats: int, names: list[str]) -> None:
-    """Print a line for each model."""
+def ratios(repeats: int, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Milliseconds of ``init_weights`` on both sides, and the ratios of this and of building, model by model."""
     with tempfile.TemporaryDirectory() as folder:
         workers = {side: _start(side, Path(folder) / f"{side}.log") for side in SIDES}
-        ratios = []
         for name in names:
             taken: dict[str, list[list[float]]] = {side: [] for side in SIDES}
             for turn in range(repeats + 1):
@@ -82,20 +85,30 @@ def main(repeats: int, names: list[str]) -> None:
                     if turn:  # the first round imports
                         taken[side].append(spent)
             build, init = ({side: [one[at] for one in taken[side]] for side in SIDES} for at in (0, 1))
-            ratios.append(_ratio(init))
-            theirs, ours = (statistics.median(init[side]) * 1e3 for side in SIDES)
-            sys.stdout.write(
-                f"{name:16} init_weights: mmengine {theirs:4.0f} ms, torchinit {ours:4.0f} ms, ratio {_ratio(init):.2f}"
-                f" (best {min(init['torchinit']) / min(init['mmengine']):.2f}); building: ratio {_ratio(build):.2f}\n"
-            )
-            sys.stdout.flush()
-        sys.stdout.write(f"median of the ratios of init_weights: {statistics.median(ratios):.2f}\n")
+            best = min(init["torchinit"]) / min(init["mmengine"])
+            times = {side: statistics.median(init[side]) * 1e3 for side in SIDES}
+            yield {"model": name, **times, "ratio": _ratio(init), "best": best, "building": _ratio(build)}
         for worker in workers.values():
             worker.communicate()
 
 
+def section(quick: bool, repeats: int = REPEATS, names: Iterable[str] = MODELS) -> tuple[object, list[str]]:
+    """All models, measured; in short the first three, from three runs."""
+    kept: list[dict[str, Any]] = []
+
+    def cells() -> Iterator[str]:
+        for row in ratios(3, [*names][:3]) if quick else ratios(repeats, [*names]):
+            kept.append(row)
+            ours = f"{row['torchinit']:.0f} | {row['ratio']:.2f} ({row['best']:.2f})"
+            yield f"{row['model']} | {row['mmengine']:.0f} | {ours} | {row['building']:.2f}"
+        yield f"median | | | {statistics.median(row['ratio'] for row in kept):.2f} | "
+
+    columns = "model | init_weights, ms: mmengine | torchinit | ratio (of the best) | building: ratio"
+    return kept, results.table(columns, cells())
+
+
 def _start(side: str, log: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, "--serve", side, str(log)]
+    command = [sys.executable, "-m", "benchmarks.mmengine_models", "--serve", side, str(log)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}, **pipes)
 
@@ -115,5 +128,7 @@ def _ratio(seconds: dict[str, list[float]]) -> float:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
         serve(*sys.argv[2:])
+    elif sys.argv[1:2] and not sys.argv[1].startswith("-"):
+        section(False, int(sys.argv[1]), sys.argv[2:] or MODELS)
     else:
-        main(int(sys.argv[1]) if sys.argv[1:] else REPEATS, sys.argv[2:] or list(MODELS))
+        results.measure({"mmengine": section}, __doc__)

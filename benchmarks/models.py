@@ -2,7 +2,7 @@
 
 A process of its own, because the first touch of a page costs more than the number that is written there, and because
 only then does the peak of memory mean something. All are forked from one that has imported and tried everything once:
-what torch imports late belongs to no way.
+what torch imports late belongs to no way. ``python -m benchmarks.models`` prints the tables.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from benchmarks import results
 from benchmarks.networks import (
     gpt2,
     init_gpt2,
@@ -142,9 +143,9 @@ WAYS: dict[str, Callable[[Case, nn.Module], None]] = {
 
 
 @contextmanager
-def server() -> Iterator[tuple[dict[str, float], Iterator[Run]]]:
+def server(quick: bool) -> Iterator[tuple[dict[str, float], Iterator[Run]]]:
     """A process that forks all others: what memory it takes itself, and all models in all ways."""
-    command = [sys.executable, "-m", "benchmarks.models"]
+    command = [sys.executable, "-m", "benchmarks.models", "--serve", *(["--quick"] if quick else ())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         yield json.loads(process.stdout.readline()), map(_decoded, process.stdout)
@@ -157,10 +158,10 @@ def _decoded(line: str) -> Run:
     return Run(**found | {key: Spread(**found[key]) for key in ("seconds", "processor")})
 
 
-def _measured(case: Case) -> Iterator[dict[str, object]]:
+def _measured(case: Case, repeats: int) -> Iterator[dict[str, object]]:
     """All ways of one model in turn, so that what else the machine does meets all of them alike."""
     seen: dict[str, list[tuple[float, float, float]]] = {way: [] for way in case.ways}
-    for repeat in range(REPEATS):
+    for repeat in range(repeats):
         for way, found in seen.items():
             if way != "torch" or repeat < case.repeats:
                 found.append(_in_a_child(case, way))
@@ -205,8 +206,8 @@ def memory(what: str = "VmRSS") -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def main() -> None:
-    """Prints a line of JSON for each result."""
+def serve(quick: bool) -> None:
+    """Print a line of JSON for each result; in short: of the first models, from three runs."""
     sizes = {"imports": memory()}
     with torch.device("meta"):
         small = nn.Embedding(2, 2)
@@ -216,10 +217,31 @@ def main() -> None:
     initialize(nn.Linear(2, 2), "general", seed=0)
     sizes["first initialize"] = memory() - sum(sizes.values())
     print(json.dumps(sizes), flush=True)
-    for case in CASES:
-        for found in _measured(case):
+    for case in CASES[:3] if quick else CASES:
+        for found in _measured(case, 3 if quick else REPEATS):
             print(json.dumps(found), flush=True)
 
 
+def section(quick: bool) -> tuple[object, list[str]]:
+    """The memory before any model, and all runs."""
+    kept: list[dict[str, object]] = []
+
+    def cells(runs: Iterable[Run]) -> Iterator[str]:
+        for run in runs:
+            kept.append(asdict(run))
+            clock, processor = run.seconds, run.processor
+            times = f"{clock.median:.3f} ({clock.best:.3f}) | {clock.low:.3f} to {clock.high:.3f}"
+            yield f"{run.model} | {run.way} | {times} | {processor.median:.3f} | {run.beyond:.1f}"
+
+    with server(quick) as (sizes, runs):
+        lines = results.table("before any model | MiB", (f"{name} | {size:.0f}" for name, size in sizes.items()))
+        columns = "model | way | seconds, median (best) | quartiles | of all processors | MiB beyond the parameters"
+        lines += ["", *results.table(columns, cells(runs))]
+    return {"memory": sizes, "runs": kept}, lines
+
+
 if __name__ == "__main__":
-    main()
+    if "--serve" in sys.argv:
+        serve("--quick" in sys.argv)
+    else:
+        results.measure({"models": section}, __doc__)

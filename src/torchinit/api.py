@@ -29,7 +29,7 @@ from torchinit.model.names import Counted
 from torchinit.model.sites import KnownSites, Site, group_sites, known_sites, with_weights
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes, refuse_transforms
-from torchinit.noise.seeds import noise_of
+from torchinit.noise.keyed import noise_of
 from torchinit.noise.settings import plain_thread
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
 from torchinit.plans.only import Choice, Only, choose, left_without_memory, prove, refuse_while_built

@@ -227,7 +227,7 @@ def _prepare_file(pairs: Sequence[tuple[Loaded, Shard]]) -> list[str]:
         return [str(error)] * len(pairs)
     reasons = [""] * len(pairs)
     small = list[int]()
-    for at, (fill, shard) in enumerate(pairs):
+    for at, (fill, shard) in reversed([*enumerate(pairs)]):
         try:
             if not fill.like and fill._is_small_copy(checkpoint, shard):
                 small.append(at)

@@ -23,7 +23,7 @@ from torchinit.mmengine.provenance import HeldAtEnd
 from torchinit.mmengine.session import Session, session_of
 from torchinit.model.sites import sites
 from torchinit.noise import Keyed, Noise
-from torchinit.noise.seeds import noise_of
+from torchinit.noise.keyed import noise_of
 from torchinit.plans.report import Report
 from torchinit.plans.run import Progress
 from torchinit.tracing import unfilled

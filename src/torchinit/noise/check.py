@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from torchinit._text import dtype_name
 from torchinit.noise.base import Distribution
 from torchinit.noise.distributions import resolve
 from torchinit.noise.engines import dispatch, torch_engine
@@ -92,7 +93,7 @@ def compare(device: torch.device) -> Iterator[Comparison]:
         task = FillTask(expected, shape, start, derive(0, place), resolve(distribution, params, dtype))
         dispatch.fill([task])
         for path, turned in product(PATHS, (False, True)[: len(size)]):
-            what = f"{distribution}{params} {_name(dtype)}, {place}{', transposed' * turned}"
+            what = f"{distribution}{params} {dtype_name(dtype)}, {place}{', transposed' * turned}"
             error = ""
             try:
                 out = torch.empty(size[::-1] if turned else size, dtype=dtype, device=device)
@@ -131,7 +132,7 @@ def timings(device: torch.device, most: int) -> Iterator[Timing]:
         calls: dict[str, Callable[[], object]] = {path: partial(fill, task) for path, fill in PATHS.items()}
         calls["torch.nn.init"] = partial(THEIRS[distribution], out)
         times = {path: 1e9 * _best(call, device, 3 if size > 1 << 20 else 9) / size for path, call in calls.items()}
-        yield Timing(f"{distribution} {_name(dtype)}", size, times)
+        yield Timing(f"{distribution} {dtype_name(dtype)}", size, times)
 
 
 def _best(call: Callable[[], object], device: torch.device, calls: int) -> float:
@@ -144,10 +145,6 @@ def _best(call: Callable[[], object], device: torch.device, calls: int) -> float
 
     seconds()  # the first call compiles, allocates and wakes up
     return min(seconds() for _ in range(calls))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -228,17 +228,17 @@ def find_state_dict(content: object, name: str, part: str | None) -> tuple[dict[
         return *_only_list(content, name), ()
     if part is not None:
         return nest.part(content, part), part, ()
-    state, path, seen = content, "", set[int]()
-    notes: list[str] = []
+    state: Any = content
+    path, seen, notes = "", set[int](), list[str]()
     while (key := nest.next(state)) is not None:
         if id(state) in seen:
             raise CheckpointError(f"{name}: its part {path!r} holds itself")
         seen.add(id(state))
         path = _join(path, key)
-        holders = {other: value for other, value in _named(state) if other in nest.holders(state) and other != key}
-        if others := [other for other, value in holders.items() if not _is_optimizer(other, value)]:
+        others = {other for other in nest.holders(state) if not _is_optimizer(other, state[other])} - {key}
+        if others:
             notes.append(f"taken from {path!r}; there are also {abbreviate(sorted(others))}: choose with part")
-        state = state[key]  # type: ignore[index]  # only a mapping has a next
+        state = state[key]
     if tensors := nest.tensors(state):
         return tensors, path, tuple(notes)
     raise _empty(name, state)
@@ -307,11 +307,8 @@ def _numbered(state: object) -> dict[str, Tensor]:
     if isinstance(state, Mapping):
         state = [*state.values()] if [*state] == [*range(len(state))] else ()
     tensors = state if isinstance(state, (list, tuple)) else ()
-    return {str(at): tensor for at, tensor in enumerate(tensors)} if all(map(_is_tensor, tensors)) else {}
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
+    are_tensors = all(isinstance(tensor, Tensor) for tensor in tensors)
+    return {str(at): tensor for at, tensor in enumerate(tensors)} if are_tensors else {}
 
 
 def _lists(state: object, path: str = "", depth: int = limits.PART_LEVELS) -> Iterator[tuple[str, dict[str, Tensor]]]:

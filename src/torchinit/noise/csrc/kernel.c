@@ -16,7 +16,7 @@
 
 #define PIECE 65536u          /* elements that a thread takes at once */
 #define ELEMENTS_A_THREAD 131072u /* starting a thread costs about what these do */
-#define STRETCH 262144u       /* bytes that a thread looks through or copies at once */
+#define STRETCH 1048576u      /* bytes that a thread looks through or copies at once */
 #define MAX_THREADS 256
 #define FEW_PIECES 16         /* whose sums lie on the stack */
 
@@ -277,7 +277,7 @@ static void *sweep_through(void *argument) {
     uint64_t largest = 0, at;
     while ((at = __atomic_fetch_add(&s->next, STRETCH, __ATOMIC_RELAXED)) < s->bytes) {
         uint64_t n = s->bytes - at < STRETCH ? s->bytes - at : STRETCH, found = 0;
-        if (s->find) found = s->find(s->from + at, s->width, n / s->width);
+        if (s->find) found = s->find(s->from + (s->bytes - at - n), s->width, n / s->width);
         else s->copy(s->to + at, s->from + at, n);
         if (found > largest) largest = found;
     }

@@ -6,8 +6,9 @@
 #include <immintrin.h>
 #endif
 
-/* The two halves are looked through side by side: the processor fetches ahead in each, and is done in three quarters of the
-   time. A copy gains nothing by that, and loses a third where the source is mapped by large pages. */
+/* The two halves are gone through side by side: the processor fetches ahead in each, and while it waits for the address of a
+   page in one, the other goes on. A look takes three quarters of the time by that, and so does a copy where the pages of its
+   target are small. Four places at once are a little faster still, but not where source and target lie alike in their pages. */
 #define LARGEST(bits)                                                                                                  \
     static uint64_t largest##bits(const char *data, uint64_t n) {                                                      \
         typedef uint##bits##_t word __attribute__((aligned(1)));                                                       \
@@ -48,12 +49,17 @@ uint64_t LARGEST_NAME(const char *data, int width, uint64_t n) {
 /* Past the caches, where that can be told: else each line of the target is read before it is written over. */
 void COPY_NAME(char *to, const char *from, uint64_t n) {
 #if defined(STREAM_LINE)
-    uint64_t head = -(uintptr_t)to % LINE, i;
+    uint64_t head = -(uintptr_t)to % LINE;
     if (head > n) head = n;
     memcpy(to, from, head);
-    for (i = head; i + LINE <= n; i += LINE) STREAM_LINE((to + i), (from + i));
+    to += head, from += head, n -= head;
+    uint64_t half = n / (2 * LINE) * LINE;
+    for (uint64_t i = 0; i < half; i += LINE) {
+        STREAM_LINE((to + i), (from + i));
+        STREAM_LINE((to + half + i), (from + half + i));
+    }
     _mm_sfence();
-    to += i, from += i, n -= i;
+    to += 2 * half, from += 2 * half, n -= 2 * half;
 #endif
     memcpy(to, from, n);
 }

@@ -95,8 +95,5 @@ def chosen_kernel() -> kernel.Kernel | None:
 @lru_cache(maxsize=1)
 def host_engine() -> Callable[[FillTask], None]:
     """The engine for host tensors that the kernel does not take: NumPy's where it is installed."""
-    if os.environ.get(VARIABLE) == "torch" or importlib.util.find_spec("numpy") is None:
-        return torch_engine.fill
-    from torchinit.noise.engines import numpy_engine
-
-    return numpy_engine.fill
+    has_numpy = importlib.util.find_spec("numpy") is not None
+    return torch_engine.fill_by_numpy if has_numpy and os.environ.get(VARIABLE) != "torch" else torch_engine.fill
