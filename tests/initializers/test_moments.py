@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from torchinit.initializers.moments import Moments, mixture, point, truncated
+from torchinit.initializers.statistics import Moments, mixture, point, truncated
 
 FINITE = st.floats(-6, 6)
 

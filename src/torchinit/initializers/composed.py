@@ -15,7 +15,7 @@ from torchinit.errors import RunError
 from torchinit.initializers.base import Blockwise, Fill, Initializer, Wrapper, block_of, fill_of
 from torchinit.initializers.elementwise import Constant
 from torchinit.initializers.functions import as_initializer
-from torchinit.initializers.moments import Moments, mixture, point
+from torchinit.initializers.statistics import Moments, mixture, point
 from torchinit.model.layouts import Layout
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.model.sites import Site

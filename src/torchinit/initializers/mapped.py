@@ -16,7 +16,7 @@ from torchinit.initializers.base import Fill, Initializer, ScaledFill, Wrapper, 
 from torchinit.initializers.elementwise import Constant, Drawn, Uniform
 from torchinit.initializers.functions import as_initializer
 from torchinit.initializers.matrices import RegionFill
-from torchinit.initializers.moments import Moments, mixture, point
+from torchinit.initializers.statistics import Moments, mixture, point
 from torchinit.initializers.tables import IndexFill, moments_of, rounded
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.model.sites import Site

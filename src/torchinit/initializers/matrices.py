@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchinit.initializers.base import Blockwise, Fill, check_fit
 from torchinit.initializers.elementwise import Normal
-from torchinit.initializers.moments import Moments
+from torchinit.initializers.statistics import Moments
 from torchinit.model.shards import Shard
 from torchinit.noise import Noise
 from torchinit.noise.threads import on_one_thread

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchinit._text import dtype_name
 from torchinit.initializers.base import Fill
-from torchinit.initializers.moments import Moments
+from torchinit.initializers.statistics import Moments
 from torchinit.model.shards import Box, Shard
 from torchinit.noise import Noise
 from torchinit.serialization.validation import check_choice, check_number, is_integer

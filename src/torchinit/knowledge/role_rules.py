@@ -23,7 +23,7 @@ from torchinit.errors import ConfigError
 from torchinit.model.names import WRAPPERS, check_glob, glob_matches
 from torchinit.model.sites import Site
 from torchinit.model.traversal import HeldTensor, walk_tensors
-from torchinit.serialization.plugins import described, plugins, read_plugin, unloadable
+from torchinit.serialization.registry import described, plugins, read_plugin, unloadable
 
 UNSURE: Final = "unsure"
 """The name of the role that nobody knows."""

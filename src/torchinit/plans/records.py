@@ -6,7 +6,7 @@ import torch
 
 from torchinit._text import dtype_name
 from torchinit.initializers.base import Fill
-from torchinit.initializers.moments import Moments
+from torchinit.initializers.statistics import Moments
 from torchinit.plans.plan import Step
 from torchinit.plans.report import Record
 from torchinit.rules.rule import Rule

@@ -18,8 +18,7 @@ from torchinit._tables import Table, Tabular
 from torchinit._text import by_reason, count, did_you_mean, shape_text, shortened
 from torchinit.errors import ReportError
 from torchinit.initializers.load_report import LoadReport, by_field
-from torchinit.initializers.moments import Moments
-from torchinit.initializers.statistics import deviations
+from torchinit.initializers.statistics import Moments, deviations
 from torchinit.pages import Page, Section
 from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
 from torchinit.plans.origin import Origin

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from torchinit._folding import Column, Group, large, starts_as, to_digits
 from torchinit._tables import Table
 from torchinit._text import count, shape_text
-from torchinit.initializers.moments import Moments, truncated
+from torchinit.initializers.statistics import Moments, truncated
 from torchinit.linting.findings import Findings
 from torchinit.pages import Distribution, Figure, Page, Panel, Section, Series
 from torchinit.pages.drawing import cut

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from torchinit.api import plan
 from torchinit.errors import ProbeError
-from torchinit.initializers.moments import Moments
+from torchinit.initializers.statistics import Moments
 from torchinit.model.dtensor import local_part
 from torchinit.model.names import normalize
 from torchinit.probing.backward import forward, raised

@@ -17,8 +17,7 @@ from torchinit._text import closest, did_you_mean, short_repr
 from torchinit.errors import ConfigError
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.elementwise import Constant, Initializer, TruncNormal
-from torchinit.initializers.functions import Function
-from torchinit.initializers.synonyms import meanings, spelling, synonyms
+from torchinit.initializers.functions import Function, meanings, spelling, synonyms
 from torchinit.initializers.variance_scaling import Neutral
 from torchinit.model.sites import Site
 from torchinit.plans.plan import Plan, Reach
