@@ -176,8 +176,7 @@ class Fill(ShortStr, ABC):
 
 def check_fit(fill: Fill, low: float, high: float, dtype: torch.dtype) -> None:
     """Raise ValueError where a fill whose values lie between these does not fit into the dtype."""
-    most = torch.finfo(dtype).max
-    if max(-low, high) > most:
+    if max(-low, high) > (most := torch.finfo(dtype).max):
         raise ValueError(f"{fill} goes beyond {most:.6g}, the largest number of {dtype_name(dtype)}")
 
 
@@ -316,14 +315,10 @@ class StackedFill(Wrapper):
     def _matrix(self, part: Shard, index: int) -> Shard:
         """The part's piece of one matrix, as a shard of a tensor of its own."""
         local = part.local.select(self.axis, index - part.start[self.axis])
-        return replace(
-            part,
-            name=f"{part.name}[{index}]",
-            local=local.mT if self.transposed else local,
-            shape=self.inner_shape(part.shape),
-            start=self.inner_shape(part.start),
-            matrix=Box(self.inner_shape(part.region.start), self.inner_shape(part.region.shape)),
-        )
+        local = local.mT if self.transposed else local
+        shape, start = self.inner_shape(part.shape), self.inner_shape(part.start)
+        matrix = Box(self.inner_shape(part.region.start), self.inner_shape(part.region.shape))
+        return replace(part, name=f"{part.name}[{index}]", local=local, shape=shape, start=start, matrix=matrix)
 
     def regions(self, shape: tuple[int, ...]) -> tuple[tuple[Box, Fill], ...]:
         each = replaced(shape, self.axis, 1)

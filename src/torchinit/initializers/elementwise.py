@@ -129,10 +129,8 @@ class Constant(Fill):
     Constant(val=0.5)
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ()
-
     val: float
-
+    looks_at: ClassVar[tuple[str, ...]] = ()
     elementwise = True
 
     def __post_init__(self) -> None:
@@ -162,10 +160,9 @@ class Normal(Drawn):
     Moments(mean=0.0, std=0.02, min=None, max=None, kurtosis=3.0)
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ()
-
     mean: float = 0.0
     std: float = 1.0
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_number("mean", self.mean)
@@ -195,10 +192,9 @@ class Uniform(Drawn):
     Moments(mean=0.0, std=0.5773502691896258, min=-1.0, max=1.0, kurtosis=1.8)
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ()
-
     a: float = 0.0
     b: float = 1.0
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_number("a", self.a)
@@ -241,14 +237,13 @@ class TruncNormal(Drawn):
     1.1368472343385565
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ()
-
     mean: float = 0.0
     std: float = 1.0
     a: float = -2.0
     b: float = 2.0
     unit: Literal["value", "sigma"] = "value"
     corrected: bool = False
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_number("mean", self.mean)

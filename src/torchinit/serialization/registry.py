@@ -152,7 +152,7 @@ class ClassRegistry:
             raise TypeError(f"{full_name(cls)} has an argument {min(taken)!r}, which is a word of every recipe entry")
 
     def get(self, name: str) -> type:
-        """The class of a name; KeyError with the near one if there is none, ConfigError if its package fails to load."""
+        """The class of a name; KeyError with the near one if there is none, ConfigError if a plug-in does not load."""
         if name not in self._classes:
             offers = plugins(self.group)
             if name not in offers:
