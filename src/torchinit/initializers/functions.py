@@ -43,11 +43,9 @@ _DRAW: Final = 4
 class Code(RegionFill):
     """The values that a function gives to a tensor: it fills the one that it gets, or returns another.
 
-    With a seed it gets a tensor of the whole shape on the CPU, in float32 unless the site is wider, while torch's
-    generator is in a state that belongs to the name; so a part of the result is the same on however many ranks. Without
-    one it gets a tensor like the site, and draws as if it were called by hand. What it makes is looked at before any of
-    it is written: RunError where it raises, or makes another shape, NaN, or numbers too large for the site, or leaves
-    elements as they were.
+    With a seed it gets a tensor of the whole shape on the CPU, in float32 unless the site is wider, and torch's
+    generator in a state that belongs to the name; without one a tensor like the site, as if it were called by hand.
+    RunError, before anything is written, where it raises, or what it makes is not fit for the site.
 
     >>> Code(torch.Tensor.zero_), Code(partial(torch.Tensor.fill_, value=0.5))
     (code: TensorBase.zero_, code: partial(TensorBase.fill_, value=0.5))

@@ -68,10 +68,7 @@ def point(value: float) -> Moments:
 
 
 def mixture(parts: Sequence[Moments | None], weights: Sequence[float]) -> Moments | None:
-    """The moments of a tensor made of parts, each with its share of the elements; None if one is not known.
-
-    The kurtosis is that of parts which are symmetric, as all distributions here are but for cut-off tails.
-    """
+    """The moments of a tensor made of parts, each with its share of the elements; None if one is not known."""
     total = sum(weights)
     present = [(part, weight / total) for part, weight in zip(parts, weights, strict=True) if weight]
     known = [
@@ -83,7 +80,7 @@ def mixture(parts: Sequence[Moments | None], weights: Sequence[float]) -> Moment
         return None
     centre = sum(mean * share for _, mean, _, share in known)
     variance = sum((square + (mean - centre) ** 2) * share for _, mean, square, share in known)
-    fourth = sum(
+    fourth = sum(  # of parts that are symmetric, as all distributions here are but for cut-off tails
         (part.kurtosis * square**2 + 6 * square * (mean - centre) ** 2 + (mean - centre) ** 4) * share
         for part, mean, square, share in known
     )

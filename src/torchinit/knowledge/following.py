@@ -72,14 +72,7 @@ _HOLDERS: Final = ("act_fn", "activation_fn", "activation", "act", "act1")
 def with_activations(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
     """The sites of a model, its layers' weights with what follows each: ``Site.activation``.
 
-    It is read off the structure; the model is not run, and its values are not looked at:
-
-    - In an ``nn.Sequential`` the next module follows, through dropout, pooling and the like, and after the last one
-      what follows the Sequential. A subclass with a ``forward`` of its own is a module like any other.
-    - In a block that holds an activation and exactly the layers of an MLP that is known (``gate_proj``, ``up_proj``,
-      ``down_proj``), or those of an attention, each layer has its part.
-    - A normalization that is registered right after a convolution of as many channels follows it.
-
+    It is read off the structure, as docs/reference/recipes.md tells of ``nonlinearity = "auto"``; the model is not run.
     Everything else is unknown. A tensor that several layers share is given one gain, so they have to agree on it.
 
     >>> from torchinit.model.sites import sites

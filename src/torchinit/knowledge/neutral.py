@@ -78,9 +78,8 @@ def neutrality(site: Site) -> str:
 def with_neutral(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
     """The sites of a model with the neutral values of its norms.
 
-    Torch's own norms are known. Any other layer whose parameters are vectors, or that is called a norm, is asked: a
-    copy of it is run, once for each distinct kind of layer, on the CPU and bounded in every way (``model.sandbox``).
-    All others have none: layer scales, gates, slopes of activations, norms that cannot be asked.
+    Torch's own norms are known. Any other layer whose parameters are vectors, or that is called a norm, is asked, once
+    for each distinct kind of layer: a copy of it is run in a sandbox. All others have none.
 
     >>> from torchinit.model.sites import sites
     >>> model = nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4))

@@ -140,10 +140,7 @@ class RecipeReader(Reader):
     def scope(
         self, declared: Mapping[str, Argument], fixed: Mapping[str, Data], path: str
     ) -> Iterator[Mapping[str, Value]]:
-        """Read what belongs to a recipe with these arguments; gives their values.
-
-        ``fixed`` are those that the entry that names the recipe has given: its own arguments may stand in them.
-        """
+        """Read what belongs to a recipe with these arguments; gives their values, ``fixed`` those of its entry."""
         before, values = (self._declared, self._values), dict[str, Value]()
         for name, argument in declared.items():
             at, value = join(path, name), argument.default

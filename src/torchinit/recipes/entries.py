@@ -26,14 +26,7 @@ Sizes: TypeAlias = int | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class EntryOptions:
-    """The keys of an entry besides its initializer: which sites, and how to treat them.
-
-    ``layer`` holds class names (also of a direct base; with ``subclasses`` of any), ``name`` globs of qualified names,
-    ``regex`` a pattern for the whole name, ``param`` last parts of names, ``within`` modules, ``role`` globs of roles;
-    a site must fit all that are given, and no glob of ``exclude``; ``trainable`` says whether it learns. ``blocks``
-    treats each block of a fused weight, ``batch_axes`` each weight of a stack, as a tensor of its own. The others are
-    those of :class:`torchinit.Rule`.
-    """
+    """The keys of an entry besides its initializer, as docs/reference/recipes.md tells: which sites, and how."""
 
     layer: Words = ()
     subclasses: bool = False
@@ -66,8 +59,7 @@ def entry_rules(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> tu
 
     An entry with ``where`` and ``init`` is one rule. Any other has a ``type``, the initializer's arguments, and the
     keys of :class:`EntryOptions`. Its rules come in the order in which they are written: the initializer's, the
-    biases', the overrides'. The ``origin`` of each is its path. With ``when`` it counts only where the arguments of the
-    recipe are so.
+    biases', the overrides'. The ``origin`` of each is its path.
     """
     if "when" in data:
         holds = reader.holds(data["when"], join(path, "when"))

@@ -218,10 +218,7 @@ def _object(hint: Any) -> Kind:
 
 
 class Reader:
-    """One pass over plain data, which goes on after a mistake: ``mistakes`` has them all, each with its path.
-
-    ``source`` is what the data are called in the error.
-    """
+    """One pass over plain data, called ``source`` in errors; it goes on after a mistake: ``mistakes`` has them all."""
 
     def __init__(self, vocabularies: Mapping[Any, TaggedUnion], source: str) -> None:
         self.vocabularies = vocabularies

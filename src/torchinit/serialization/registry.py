@@ -112,10 +112,9 @@ class ClassRegistry:
     def register(self, *names: str, force: bool = False) -> Callable[[_Class], _Class]: ...
 
     def register(self, *names: str | _Class, force: bool = False) -> _Class | Callable[[_Class], _Class]:
-        """Register a dataclass under its own name or under the names given; a decorator.
+        """Register a dataclass under its own name or under those given; a decorator.
 
-        Raises ValueError for a name that is taken (``force=True`` replaces the class instead), and
-        TypeError for a class that cannot be built from plain data.
+        ValueError for a name that is taken, unless ``force``; TypeError for a class that plain data cannot build.
         """
 
         def add(cls: _Class) -> _Class:
