@@ -32,7 +32,7 @@ class _FanFormula(ShortStr):
             check_number(name, getattr(self, name, 1.0), least=0)
 
     def spread(self, site: Site, gain: float, mode: FanMode, distribution: Family) -> Fill:
-        """The fill of mean 0 and standard deviation gain / sqrt(fan), by torch.nn.init's arithmetic: to the last bit."""
+        """The fill of mean 0 and standard deviation gain / sqrt(fan), by torch.nn.init's arithmetic to the last bit."""
         fan_in, fan_out = site.fans(self.fans)
         if not site.numel:  # nothing to write, and a fan of 0 has no root
             return Constant(0.0)
