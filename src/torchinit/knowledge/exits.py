@@ -39,14 +39,7 @@ def is_exit(site: Site) -> bool:
 
 
 def with_exits(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
-    """The sites of a model whose roles are known, those that lead out of a block with what zero there does.
-
-    >>> from torchinit.knowledge.role_rules import with_roles
-    >>> from torchinit.model.sites import sites
-    >>> model = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, norm_first=True) for _ in range(2))
-    >>> [site.name for site in with_exits(model, with_roles(model, sites(model))) if site.exit == ""][:2]
-    ['0.self_attn.out_proj.weight', '0.self_attn.out_proj.bias']
-    """
+    """The sites of a model whose roles are known, those that lead out of a block with what zero there does."""
     sites = tuple(sites)
     exits = {view.name: view for site in sites for view in site.views if is_exit(view)}
     if not exits:

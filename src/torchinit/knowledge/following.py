@@ -74,11 +74,6 @@ def with_activations(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...
 
     It is read off the structure, as docs/reference/recipes.md tells of ``nonlinearity = "auto"``; the model is not run.
     Everything else is unknown. A tensor that several layers share is given one gain, so they have to agree on it.
-
-    >>> from torchinit.model.sites import sites
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.LeakyReLU(0.2), nn.Linear(8, 2))
-    >>> [site.activation for site in with_activations(model, sites(model)) if site.leaf == "weight"]
-    ['leaky_relu(0.2)', 'linear']
     """
     followers = followers_in(model)
     return tuple([_with_activation(site, followers) for site in sites])

@@ -128,11 +128,7 @@ def _values(function: Callable[[Any], Any], points: Tensor) -> Tensor:
 
 
 def gain_before(activation: str | None) -> float:
-    """The gain of a layer that this follows, as :attr:`Site.activation` has it; 1 where that is not known.
-
-    >>> gain_before("leaky_relu(0.5)") == gain("leaky_relu", 0.5), gain_before("norm"), gain_before(None)
-    (True, 1.0, 1.0)
-    """
+    """The gain of a layer that this follows, as :attr:`Site.activation` has it; 1 where that is not known."""
     name, _, slope = (activation or FREE).removesuffix(")").partition("(")
     return 1.0 if name == FREE else gain(name, float(slope or 0))
 

@@ -35,10 +35,7 @@ _WRAPPERS: Final = frozenset({"linear", "base_layer"}) | WRAPPERS
 BIAS: Final = ".bias"
 """The end of the role of a bias, behind that of its weight."""
 
-_BY_CODE: Final = (
-    *("norm.scale", "norm.shift", "conv", "conv.depthwise", "conv.pointwise", "head.lm", "mlp.gate_up", "mlp.down"),
-    *("buffer", UNSURE),
-)
+_BY_CODE: Final = "norm.scale norm.shift conv conv.depthwise conv.pointwise head.lm mlp.gate_up mlp.down buffer unsure"
 """The roles that no rule of a file has to give."""
 
 
@@ -157,7 +154,7 @@ def known_roles() -> dict[str, str]:
     'torchinit'
     """
     offers = [(_offered(point), described(point)) for point in plugins(_PLUGINS).values()]
-    found = dict.fromkeys(_BY_CODE, "torchinit")
+    found = dict.fromkeys(_BY_CODE.split(), "torchinit")
     for rules, whose in ((_shipped(), "torchinit"), *offers, (_OWN, "register_roles")):
         for rule in rules:
             found.setdefault(rule.role, whose)
@@ -237,13 +234,7 @@ class _Roles(Mapping[str, Role]):
 
 
 def with_roles(model: nn.Module, sites: Iterable[Site], held: Iterable[HeldTensor] | None = None) -> tuple[Site, ...]:
-    """The sites of a model, each with what it is for: ``Site.role``. ``held`` is what ``walk_tensors`` has just found.
-
-    >>> from torchinit.model.sites import sites
-    >>> model = nn.TransformerEncoderLayer(8, 2, 16)
-    >>> [site.role for site in with_roles(model, sites(model)) if site.name.startswith("linear")]
-    ['mlp.in', 'mlp.in.bias', 'mlp.out', 'mlp.out.bias']
-    """
+    """The sites of a model, each with what it is for: ``Site.role``. ``held`` is what ``walk_tensors`` found."""
     found = _roles_of(model, walk_tensors(model) if held is None else held)
 
     def with_role(site: Site) -> Site:
@@ -270,7 +261,7 @@ def role_matches(glob: str, role: str) -> bool:
 @lru_cache(maxsize=8)
 def _known(rules: tuple[RoleRule, ...]) -> frozenset[str]:
     """The roles that there are, with and without what stands in brackets."""
-    roles = {rule.role.removesuffix(BIAS) for rule in rules}.union(_BY_CODE)
+    roles = {rule.role.removesuffix(BIAS) for rule in rules}.union(_BY_CODE.split())
     return frozenset(roles | {role.partition("[")[0] for role in roles})
 
 

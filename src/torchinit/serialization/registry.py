@@ -89,7 +89,10 @@ class ClassRegistry:
         reserved: Collection[str] = (),
         near: Callable[[str, Iterable[str]], str] = did_you_mean,
     ) -> None:
-        self.kind, self.near, self.method, self.group = kind, near, method, group
+        self.kind = kind
+        self.near = near
+        self.method = method
+        self.group = group
         self.reserved: frozenset[str] = frozenset(reserved)
         self._registered: dict[str, type] = {}
         self._deferred: list[str] = []
