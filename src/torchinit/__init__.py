@@ -189,7 +189,7 @@ else:
     )
 
     def _near(name: str) -> str:
-        from torchinit.initializers.synonyms import hint
+        from torchinit.initializers.functions import hint
 
         return hint(name, __all__, as_call=True)
 

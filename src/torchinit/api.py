@@ -40,9 +40,7 @@ from torchinit.plans.report import Report
 from torchinit.plans.run import Agree, Progress, is_only_ours, run, shards_held
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
-from torchinit.recipes.checks import checked_plan
-from torchinit.recipes.forms import with_better
-from torchinit.recipes.refusals import check_model
+from torchinit.recipes.checks import check_model, checked_plan, with_better
 from torchinit.rules.matching import asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Rule, Value
 from torchinit.tracing import unfilled_among

@@ -19,7 +19,7 @@ import torchinit
 from tests.stats import assert_distribution
 from torchinit import LeCun, Uniform, Xavier
 from torchinit.initializers import Fill, Scaled, TruncNormal, VarianceScaling
-from torchinit.initializers.discs import Disc
+from torchinit.initializers.elementwise import Disc
 from torchinit.model import Shard, Site
 from torchinit.noise import Global, Keyed, Noise
 

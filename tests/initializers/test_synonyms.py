@@ -15,7 +15,7 @@ from torch import nn
 
 import torchinit
 from torchinit.errors import ConfigError, TorchinitError
-from torchinit.initializers.synonyms import Synonym, hint, spelling, synonyms
+from torchinit.initializers.functions import Synonym, hint, spelling, synonyms
 from torchinit.mmengine import WEIGHT_INITIALIZERS
 from torchinit.recipes import INITIALIZERS
 

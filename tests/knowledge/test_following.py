@@ -21,8 +21,8 @@ from torch.nn import functional as F
 import torchinit
 from tests.ranks import fake_rank
 from torchinit import Plan, sites
-from torchinit.knowledge.activations import activation_of
 from torchinit.knowledge.following import with_activations
+from torchinit.knowledge.gains import activation_of
 from torchinit.model import Layout, Site
 
 

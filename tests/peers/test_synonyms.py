@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import torchinit
-from torchinit.initializers.synonyms import Synonym, synonyms
+from torchinit.initializers.functions import Synonym, synonyms
 
 with warnings.catch_warnings():  # importing it uses deprecated parts of torch
     warnings.simplefilter("ignore")

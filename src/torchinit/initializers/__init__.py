@@ -9,11 +9,11 @@ from torchinit.initializers.composed import Blocks, DepthScaled, Opaque, Padded,
 from torchinit.initializers.elementwise import Constant, Normal, TruncNormal, Uniform
 from torchinit.initializers.expressions import Computed
 from torchinit.initializers.functions import FromIndex
+from torchinit.initializers.functions import hint as _hint
 from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.mapped import ICNR, Chrono, LogUniform, Mapped, MappedFill, RepeatedFill
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
-from torchinit.initializers.moments import Moments
-from torchinit.initializers.synonyms import hint as _hint
+from torchinit.initializers.statistics import Moments
 from torchinit.initializers.tables import AlibiSlopes, Bilinear, DeformableRing, Ramp, SinCos
 from torchinit.initializers.variance_scaling import (
     Caffe2Xavier,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from torchinit._text import ShortStr, dtype_name
 from torchinit.errors import CheckpointError
-from torchinit.initializers.moments import Moments, mixture, point
+from torchinit.initializers.statistics import Moments, mixture, point
 from torchinit.model.shards import Box, Shard, replaced, without
 from torchinit.noise import DrawRequest, Noise
 from torchinit.serialization.validation import check_number, is_integer
@@ -46,9 +46,8 @@ def fill_of(init: Initializer, site: Site) -> Fill | None:
         return fill
     missing = [name for name in vars(Fill) if not (name.startswith("_") or hasattr(fill, name))]
     lacks = f": it has no {', no '.join(missing)}" if missing else ""
-    raise ValueError(
-        f"{type(init).__name__} gives a {type(fill).__name__}, which is not a torchinit.initializers.Fill{lacks}"
-    )
+    given = f"{type(init).__name__} gives a {type(fill).__name__}"
+    raise ValueError(f"{given}, which is not a torchinit.initializers.Fill{lacks}")
 
 
 def block_of(site: Site) -> tuple[int, int]:
@@ -111,7 +110,8 @@ class Fill(ShortStr, ABC):
     @classmethod
     def prepares(cls) -> bool:
         """Whether fills of this class look at anything before they are written."""
-        return cls.prepare is not Fill.prepare or getattr(cls.prepare_all, "__func__", None) is not _PREPARE_ALL
+        above = cls.__mro__[: cls.__mro__.index(Fill)]
+        return any({"prepare", "prepare_all"} & vars(kind).keys() for kind in above)
 
     @classmethod
     def prepare_all(cls, pairs: Sequence[tuple[Any, Shard]]) -> list[str]:
@@ -174,13 +174,9 @@ class Fill(ShortStr, ABC):
         return math.prod(shape)
 
 
-_PREPARE_ALL = getattr(Fill.prepare_all, "__func__", None)
-
-
 def check_fit(fill: Fill, low: float, high: float, dtype: torch.dtype) -> None:
     """Raise ValueError where a fill whose values lie between these does not fit into the dtype."""
-    most = torch.finfo(dtype).max
-    if max(-low, high) > most:
+    if max(-low, high) > (most := torch.finfo(dtype).max):
         raise ValueError(f"{fill} goes beyond {most:.6g}, the largest number of {dtype_name(dtype)}")
 
 
@@ -265,24 +261,22 @@ class ScaledFill(Wrapper):
 
     def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
         # Keyed values are rounded to the dtype once, after the product; torch's generator gives what `mul_` would.
-        drawn = parts if noise.is_stateful else [replace(part, local=_widened(part.local)) for part in parts]
+        drawn = list(parts)
+        for at, part in enumerate(parts):
+            wide = torch.complex64 if part.local.is_complex() else torch.float32
+            if not noise.is_stateful and part.local.dtype.itemsize < wide.itemsize:
+                drawn[at] = replace(part, local=torch.empty_like(part.local, dtype=wide))
         self.fill.write_parts(drawn, noise)
-        for part, wide in zip(parts, drawn, strict=True):
-            wide.local.mul_(self.factor)
-            if wide.local is not part.local:
-                part.local.copy_(wide.local)
+        for part, product in zip(parts, drawn, strict=True):
+            product.local.mul_(self.factor)
+            if product is not part:
+                part.local.copy_(product.local)
 
     def scaled(self, factor: float) -> Fill:
         return ScaledFill(self.fill, self.factor * factor)
 
     def expected(self, inner: Moments, shape: tuple[int, ...]) -> Moments:
         return inner.scaled(self.factor)
-
-
-def _widened(local: Tensor) -> Tensor:
-    """The tensor itself, or an empty one in single precision for one whose dtype has less."""
-    full = torch.complex64 if local.is_complex() else torch.float32
-    return local if local.dtype.itemsize >= full.itemsize else torch.empty_like(local, dtype=full)
 
 
 @final
@@ -310,22 +304,21 @@ class StackedFill(Wrapper):
         self.fill.check(self.inner_shape(shape), dtype)
 
     def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
-        spans = [range(part.start[self.axis], part.start[self.axis] + part.local.shape[self.axis]) for part in parts]
-        for index in sorted({index for span in spans for index in span}):
-            here = [part for part, span in zip(parts, spans, strict=True) if index in span]
-            self.fill.write_parts([self._matrix(part, index) for part in here], noise)
+        matrices: dict[int, list[Shard]] = defaultdict(list)
+        for part in parts:
+            first = part.start[self.axis]
+            for index in range(first, first + part.local.shape[self.axis]):
+                matrices[index].append(self._matrix(part, index))
+        for _, here in sorted(matrices.items()):
+            self.fill.write_parts(here, noise)
 
     def _matrix(self, part: Shard, index: int) -> Shard:
         """The part's piece of one matrix, as a shard of a tensor of its own."""
         local = part.local.select(self.axis, index - part.start[self.axis])
-        return replace(
-            part,
-            name=f"{part.name}[{index}]",
-            local=local.mT if self.transposed else local,
-            shape=self.inner_shape(part.shape),
-            start=self.inner_shape(part.start),
-            matrix=Box(self.inner_shape(part.region.start), self.inner_shape(part.region.shape)),
-        )
+        local = local.mT if self.transposed else local
+        shape, start = self.inner_shape(part.shape), self.inner_shape(part.start)
+        matrix = Box(self.inner_shape(part.region.start), self.inner_shape(part.region.shape))
+        return replace(part, name=f"{part.name}[{index}]", local=local, shape=shape, start=start, matrix=matrix)
 
     def regions(self, shape: tuple[int, ...]) -> tuple[tuple[Box, Fill], ...]:
         each = replaced(shape, self.axis, 1)
@@ -337,8 +330,7 @@ class StackedFill(Wrapper):
 class Blockwise(Fill):
     """Fills side by side along one axis, each for its own block: the q, k and v of a fused projection.
 
-    Blocks draw at their own places in the whole tensor's stream, so that they differ from each other and stay the same
-    under any sharding.
+    Blocks draw at their own places in the stream of the whole, so they differ, and are the same under any sharding.
 
     >>> from torchinit import Constant
     >>> Blockwise((Constant(0.0), Constant(1.0)), sizes=(2, 2)).moments((4,)).mean

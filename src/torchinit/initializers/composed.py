@@ -15,13 +15,13 @@ from torchinit.errors import RunError
 from torchinit.initializers.base import Blockwise, Fill, Initializer, Wrapper, block_of, fill_of
 from torchinit.initializers.elementwise import Constant
 from torchinit.initializers.functions import as_initializer
-from torchinit.initializers.moments import Moments, mixture, point
+from torchinit.initializers.statistics import Moments, mixture, point
 from torchinit.model.layouts import Layout
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.model.sites import Site
 from torchinit.noise import Noise
 from torchinit.serialization.registry import Deferred
-from torchinit.serialization.validation import check_choice, check_number, is_integer
+from torchinit.serialization.validation import check_choice, check_integers, check_number, is_integer
 
 
 @final
@@ -132,11 +132,8 @@ class Blocks(ShortStr):
         each = self.init if isinstance(self.init, tuple) else (self.init,) * len(sizes)
         shared = math.gcd(layout.groups, len(sizes)) if axis == 0 and len(set(sizes)) == 1 else 1  # groups of their own
         own = site.layout and replace(layout, blocks=1, groups=layout.groups // shared)
-        block = replace(site, layout=own, aliases=())
-        return [
-            (init, replace(block, shape=replaced(site.shape, axis, size)))
-            for init, size in zip(each, sizes, strict=True)
-        ]
+        parts = [replace(site, shape=replaced(site.shape, axis, size), layout=own, aliases=()) for size in sizes]
+        return list(zip(each, parts, strict=True))
 
 
 @final
@@ -206,8 +203,7 @@ class Padded(Wrapper):
     row: int
 
     def __post_init__(self) -> None:
-        if not is_integer(self.row, least=0):
-            raise ValueError(f"row must be a whole number of at least 0, but got {self.row!r}")
+        check_integers(self, "row", least=0)
 
     def __str__(self) -> str:
         return f"{self.fill}, row {self.row} zero"

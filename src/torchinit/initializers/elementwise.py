@@ -1,4 +1,4 @@
-"""Fills whose every element stands for itself, be it a number or a draw."""
+"""Fills whose every element stands for itself, be it a number or a draw; of complex ones in a disc around 0."""
 
 from __future__ import annotations
 
@@ -7,24 +7,71 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Final, Literal, final
+from typing import ClassVar, Final, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from torchinit._frozen import quickly_made
 from torchinit.initializers.base import Fill, Initializer, check_fit
-from torchinit.initializers.discs import Disc, disc_std
-from torchinit.initializers.moments import Moments, point, truncated
-from torchinit.model.shards import Shard
+from torchinit.initializers.statistics import Moments, point, truncated
+from torchinit.model.shards import Box, Shard
 from torchinit.noise import Distribution, DrawRequest, Noise
 from torchinit.noise.distributions import MAX_SIGMAS, resolve
 from torchinit.serialization.validation import check_number
 
 __all__ = ["Constant", "Drawn", "Fill", "Initializer", "Normal", "TruncNormal", "Uniform"]
 
-
 _ORDINARY: Final = frozenset((Tensor, nn.Parameter))
+
+
+class Disc(NamedTuple):
+    r"""A disc of complex numbers: its ``radius``, and E|z|² = ``sigma``² of the normal that is cut (inf: uniform).
+
+    Both are turned around 0 by a uniform angle. The square of the distance has the distribution function
+
+    .. math:: P(|z|^2 \le t) = t / R^2 \quad\text{or}\quad (1 - e^{-t/\sigma^2}) / (1 - e^{-R^2/\sigma^2})
+
+    >>> Disc(2.0).parts().std
+    1.0
+    """
+
+    radius: float
+    sigma: float = math.inf
+
+    def write(self, shard: Shard, noise: Noise) -> None:
+        """Draw a complex shard: of each number the first word tells the distance, the second the angle."""
+        local, axes = shard.local, (2,)
+        wide = torch.float64 if noise.is_stateful and local.dtype == torch.complex128 else torch.float32
+        uniform = torch.empty((*local.shape, *axes), dtype=wide, device=local.device)
+        matrix = shard.matrix and Box((*shard.matrix.start, 0), (*shard.matrix.shape, *axes))
+        pairs = replace(shard, local=uniform, shape=(*shard.shape, *axes), start=(*shard.start, 0), matrix=matrix)
+        noise.fill(pairs, "uniform", (0.0, 1.0))
+        share, angle = uniform.double().cpu().unbind(-1)
+        if math.isinf(self.sigma):
+            square = share * self.radius**2
+        else:
+            square = torch.log1p(share * math.expm1(-((self.radius / self.sigma) ** 2))) * -(self.sigma**2)
+        distance, angle = square.sqrt_(), angle * (2 * math.pi)
+        real, imaginary = (distance * turned for turned in (angle.cos(), angle.sin()))
+        if local.dtype.to_real() != torch.float64:  # rounded once, by float32, as all values of the stream
+            real, imaginary = real.float(), imaginary.float()
+        local.copy_(torch.complex(real, imaginary))
+
+    def parts(self) -> Moments:
+        """The moments of the real and of the imaginary part."""
+        square, fourth = self.means()
+        low, high = (-self.radius, self.radius) if math.isfinite(self.radius) else (None, None)
+        return Moments(0.0, math.sqrt(square / 2), low, high, 1.5 * fourth / square**2 if square else 3.0)
+
+    def means(self) -> tuple[float, float]:
+        """The means of |z|² and |z|⁴; close to uniform, where the closed forms lose their digits, those of uniform."""
+        ratio = (self.radius / self.sigma) ** 2
+        if ratio < 1e-5:
+            return self.radius**2 / 2, self.radius**4 / 3
+        tail = math.exp(-ratio) / -math.expm1(-ratio)
+        square = 1 - (ratio * tail if tail else 0.0)
+        return self.sigma**2 * square, self.sigma**4 * (2 * square - (ratio**2 * tail if tail else 0.0))
 
 
 class Drawn(Fill):
@@ -82,10 +129,8 @@ class Constant(Fill):
     Constant(val=0.5)
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ()
-
     val: float
-
+    looks_at: ClassVar[tuple[str, ...]] = ()
     elementwise = True
 
     def __post_init__(self) -> None:
@@ -115,10 +160,9 @@ class Normal(Drawn):
     Moments(mean=0.0, std=0.02, min=None, max=None, kurtosis=3.0)
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ()
-
     mean: float = 0.0
     std: float = 1.0
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_number("mean", self.mean)
@@ -148,10 +192,9 @@ class Uniform(Drawn):
     Moments(mean=0.0, std=0.5773502691896258, min=-1.0, max=1.0, kurtosis=1.8)
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ()
-
     a: float = 0.0
     b: float = 1.0
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_number("a", self.a)
@@ -194,20 +237,19 @@ class TruncNormal(Drawn):
     1.1368472343385565
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ()
-
     mean: float = 0.0
     std: float = 1.0
     a: float = -2.0
     b: float = 2.0
     unit: Literal["value", "sigma"] = "value"
     corrected: bool = False
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_number("mean", self.mean)
         check_number("std", self.std, least=0)
-        for name in ("a", "b"):
-            check_number(name, getattr(self, name), finite=False)
+        check_number("a", self.a, finite=False)
+        check_number("b", self.b, finite=False)
         if self.unit not in ("value", "sigma"):
             raise ValueError(f"unit must be 'value' or 'sigma', but got {self.unit!r}")
         if self.a >= self.b:
@@ -245,7 +287,7 @@ class TruncNormal(Drawn):
     def disc(self) -> Disc:
         if self.mean:
             raise ValueError(f"a complex tensor takes a disc around 0, but {self} has another mean")
-        sigma = self.std / disc_std(self.b) if self.corrected else float(self.std)
+        sigma = self.std / math.sqrt(Disc(self.b, 1.0).means()[0]) if self.corrected else float(self.std)
         scale = 1.0 if self.unit == "value" else sigma
         return Disc(_radius(self, self.a * scale, self.b * scale), sigma)
 

@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple, TypeAlias, final
 
 import torchinit._limits as limits
@@ -35,7 +35,6 @@ _OPERATORS: Final[dict[type[ast.AST], Callable[..., float]]] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
-
 _FUNCTIONS: Final[dict[str, Callable[..., float]]] = {
     function.__name__: function for function in (math.sqrt, math.log, math.exp, min, max, abs)
 }
@@ -71,6 +70,10 @@ same over all stages, fans (of a bias those of its weight), number of elements a
 dimensions, groups of a convolution."""
 
 
+RESERVED_NAMES: Final = frozenset({*FACTS, *CONSTANTS, *_FUNCTIONS})
+"""The names that stand for something in every expression."""
+
+
 class Expression(NamedTuple):
     """An expression that has been read: its value, once facts are known, and the facts that it asks for."""
 
@@ -87,18 +90,12 @@ def parse(text: str) -> Expression:
 
 
 def _tree(text: str) -> ast.expr:
-    if len(text) > limits.EXPRESSION_LENGTH:
-        raise ValueError(
-            f"an expression has at most {limits.EXPRESSION_LENGTH} characters, but this one has {len(text)}"
-        )
+    if len(text) > (most := limits.EXPRESSION_LENGTH):
+        raise ValueError(f"an expression has at most {most} characters, but this one has {len(text)}")
     try:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ValueError(f"{text!r} is not an arithmetic expression") from None
-
-
-RESERVED_NAMES: Final = frozenset({*FACTS, *CONSTANTS, *_FUNCTIONS})
-"""The names that stand for something in every expression."""
 
 
 def bind(text: str, values: Mapping[str, object]) -> str:
@@ -111,34 +108,20 @@ def bind(text: str, values: Mapping[str, object]) -> str:
     """
     tree = _tree(text)
     names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    asked = set(names)
     if len(text) + sum(len(str(values.get(name, ""))) for name in names) > 2 * limits.EXPRESSION_LENGTH:
         raise ValueError(f"with its arguments, {text[:20]!r}... is too long")
-    for name in sorted(asked):
+    for name in sorted({*names}):
         _check_known("name", name, [*RESERVED_NAMES, *values], text)
-        if isinstance(values.get(name), bool) or (
-            isinstance(values.get(name), str) and not _is_expression(values[name])
-        ):
-            raise ValueError(f"{text!r}: {name} is {values[name]!r}, which is not a number")
+        value = values.get(name)
+        if isinstance(value, bool) or (isinstance(value, str) and why_not(parse, value)):
+            raise ValueError(f"{text!r}: {name} is {value!r}, which is not a number")
+
+    class Binder(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            return _tree(str(values[node.id])) if node.id in values else node
+
     # Through the tree, not by replacing text: a negative number, or a sum, gets its brackets where it needs them.
-    return ast.unparse(_Binder(values).visit(tree)) if asked & values.keys() else text
-
-
-def _is_expression(text: object) -> bool:
-    """Whether a value is an expression over facts, and not a word."""
-    try:
-        parse(str(text))
-    except ValueError:
-        return False
-    return True
-
-
-class _Binder(ast.NodeTransformer):
-    def __init__(self, values: Mapping[str, object]) -> None:
-        self.values = values
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return _tree(str(self.values[node.id])) if node.id in self.values else node
+    return text if values.keys().isdisjoint(names) else ast.unparse(Binder().visit(tree))
 
 
 def _compile(node: ast.expr, text: str, depth: int = 0) -> Callable[[Lookup], float]:
@@ -174,11 +157,7 @@ def _check_known(kind: str, name: str, known: Collection[str], text: str) -> Non
 
 
 def evaluate(text: str, facts: Lookup = CONSTANTS.__getitem__) -> float:
-    """The value of an expression; ``facts`` gives the facts that it asks for.
-
-    Raises ValueError where it has none: a root of a negative number, a division by zero, a fact that a
-    site does not have.
-    """
+    """The value of an expression; ValueError where it has none: a division by zero, a fact that a site lacks."""
     try:
         return float(parse(text).value(facts))
     except (ArithmeticError, TypeError, ValueError) as error:
@@ -220,7 +199,7 @@ class Computed(Deferred):
         for name in arguments:
             if name not in known:
                 raise TypeError(f"{target.__name__} has no argument {name!r}{did_you_mean(name, known)}")
-        asked = frozenset().union(*(parse(text).facts for _, text in _texts(target, arguments)))
+        asked = {fact for _, text in _texts(target, arguments) for fact in parse(text).facts}
         matters = "fans" in known or asked & {"fan_in", "fan_out"}
         object.__setattr__(self, "target", target)
         object.__setattr__(self, "arguments", tuple(arguments.items()))
@@ -241,7 +220,7 @@ class Computed(Deferred):
     def resolve(self, site: Site) -> Fill | None:
         values, known = dict(self.arguments), argument_types(self.target)
         for name, text in _texts(self.target, values):
-            number = evaluate(text, lambda fact: _fact(fact, site, self.fans or "torch"))
+            number = evaluate(text, partial(self._fact, site))
             if is_integer_type(known[name]) and not number.is_integer():
                 raise ValueError(f"{name} must be a whole number, but {text!r} gives {number:g}")
             values[name] = int(number) if is_integer_type(known[name]) else number
@@ -250,18 +229,17 @@ class Computed(Deferred):
         fill: Fill | None = construct(self.target, values).resolve(site)
         return fill
 
-
-def _fact(name: str, site: Site, fans: Convention) -> float:
-    try:
-        return FACTS[name](site, fans)
-    except ValueError as error:
-        known = [fact for fact, value in FACTS.items() if not why_not(value, site, fans)]
-        raise ValueError(f"there is no {name}: {error}; this site has {', '.join(known)}") from None
+    def _fact(self, site: Site, name: str) -> float:
+        fans = self.fans or "torch"
+        try:
+            return FACTS[name](site, fans)
+        except ValueError as error:
+            known = [fact for fact, value in FACTS.items() if not why_not(value, site, fans)]
+            raise ValueError(f"there is no {name}: {error}; this site has {', '.join(known)}") from None
 
 
 def _texts(target: type, arguments: Mapping[str, object]) -> list[tuple[str, str]]:
     """The arguments that are expressions."""
     known = argument_types(target)
-    return [
-        (name, value) for name, value in arguments.items() if isinstance(value, str) and is_number_type(known[name])
-    ]
+    texts = [(name, value) for name, value in arguments.items() if isinstance(value, str)]
+    return [(name, text) for name, text in texts if is_number_type(known[name])]

@@ -1,4 +1,4 @@
-"""Functions of a tensor as initializers: torch.nn.init's, which have twins here, and users' own."""
+"""Functions as initializers, torch.nn.init's and users' own; what other libraries call the initializers here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from reprlib import repr as short
 from types import FunctionType
@@ -17,7 +20,7 @@ from typing import Any, ClassVar, Final, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from torchinit._text import short_repr
+from torchinit._text import closest, short_repr
 from torchinit.errors import RunError
 from torchinit.initializers.base import Initializer
 from torchinit.initializers.elementwise import Constant, Normal, TruncNormal, Uniform
@@ -40,11 +43,9 @@ _DRAW: Final = 4
 class Code(RegionFill):
     """The values that a function gives to a tensor: it fills the one that it gets, or returns another.
 
-    With a seed it gets a tensor of the whole shape on the CPU, in float32 unless the site is wider, while torch's
-    generator is in a state that belongs to the name; so a part of the result is the same on however many ranks. Without
-    one it gets a tensor like the site, and draws as if it were called by hand. What it makes is looked at before any of
-    it is written: RunError where it raises, or makes another shape, NaN, or numbers too large for the site, or leaves
-    elements as they were.
+    With a seed it gets a tensor of the whole shape on the CPU, in float32 unless the site is wider, and torch's
+    generator in a state that belongs to the name; without one a tensor like the site, as if it were called by hand.
+    RunError, before anything is written, where it raises, or what it makes is not fit for the site.
 
     >>> Code(torch.Tensor.zero_), Code(partial(torch.Tensor.fill_, value=0.5))
     (code: TensorBase.zero_, code: partial(TensorBase.fill_, value=0.5))
@@ -87,8 +88,7 @@ class Code(RegionFill):
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    real = dtype.to_real()
-    real = real if real.itemsize >= 4 else torch.float32
+    real = dtype.to_real() if dtype.itemsize >= (8 if dtype.is_complex else 4) else torch.float32
     return real.to_complex() if dtype.is_complex else real
 
 
@@ -168,22 +168,10 @@ class FromIndex(IndexFill):
 
 
 _TWINS: Final[Mapping[str, Callable[..., Initializer]]] = {
-    "constant": Constant,
-    "dirac": Dirac,
-    "eye": Identity,
-    "kaiming_normal": partial(Kaiming, mode="fan_in", nonlinearity="leaky_relu"),
-    "kaiming_uniform": partial(Kaiming, mode="fan_in", nonlinearity="leaky_relu", distribution="uniform"),
-    "normal": Normal,
-    "ones": Ones,
-    "orthogonal": Orthogonal,
-    "sparse": Sparse,
-    "trunc_normal": TruncNormal,
-    "uniform": Uniform,
-    "xavier_normal": Xavier,
-    "xavier_uniform": partial(Xavier, distribution="uniform"),
-    "zeros": Zeros,
+    **{cls.__name__: cls for cls in (Constant, Dirac, Identity, Kaiming, Normal, Ones)},
+    **{cls.__name__: cls for cls in (Orthogonal, Sparse, TruncNormal, Uniform, Xavier, Zeros)},
 }
-"""Initializers that draw the bits of a function of torch.nn.init; those of deprecated names have no ``_`` behind."""
+"""The initializers that draw the bits of a function of torch.nn.init."""
 
 
 def _twin(function: Any) -> Initializer | None:
@@ -191,11 +179,14 @@ def _twin(function: Any) -> Initializer | None:
     keywords: dict[str, Any] = {}
     if isinstance(function, partial) and not function.args:
         function, keywords = function.func, dict(function.keywords)
-    known = {getattr(nn.init, name, None): twin for twin in _TWINS for name in (f"{twin}_", twin)}
-    name = known.get(function) if isinstance(function, FunctionType) else None
-    if name is None:
+    known: dict[object, Synonym] = {}
+    for row in chain.from_iterable(synonyms().values()):
+        if row.library == "torch.nn.init" and row.type in _TWINS:  # deprecated names have no "_" behind
+            known |= {getattr(nn.init, name, None): row for name in (row.name, row.name.removesuffix("_"))}
+    twin = known.get(function) if isinstance(function, FunctionType) else None
+    if twin is None:
         return None
-    signature, called = inspect.signature(getattr(nn.init, f"{name}_")), f"torch.nn.init.{name}_"
+    signature, called = inspect.signature(getattr(nn.init, twin.name)), f"torch.nn.init.{twin.name}"
     try:
         signature.bind(None, **keywords)
     except TypeError as error:
@@ -203,7 +194,7 @@ def _twin(function: Any) -> Initializer | None:
         raise TypeError(f"{called}{signature}: {error}; {advice}") from None
     if keywords.pop("generator", None) is not None:
         raise TypeError(f"{called}: leave out generator, and give it as the seed of the call")
-    return _TWINS[name](**keywords)
+    return _TWINS[twin.type](**{**twin.arguments, **keywords})
 
 
 def as_initializer(value: Any) -> Initializer:
@@ -238,3 +229,83 @@ def as_initializer(value: Any) -> Initializer:
         case int() | float() if not isinstance(value, bool):
             advice = f"Constant({value!r}), or {{'type': 'Constant', 'val': {value!r}}} as data"
     raise TypeError(f"{given} is not an initializer; write {advice}")
+
+
+# --- synonyms: what the initializers of torch.nn.init, Keras, JAX and others are called here (synonyms.toml) ------
+
+
+@dataclass(frozen=True, slots=True)
+class Synonym:
+    """The ``name`` of an initializer in a ``library``, and the ``type`` with the arguments that give the same here."""
+
+    name: str
+    library: str
+    type: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def data(self) -> str:
+        """The keys of an entry: of a recipe in TOML between braces, of an ``init_cfg`` within ``dict(...)``."""
+        return ", ".join(f"{key}={_quoted(value)}" for key, value in {"type": self.type, **self.arguments}.items())
+
+    @property
+    def call(self) -> str:
+        """The expression that makes the initializer, once torchinit is imported."""
+        home = "torchinit" if self.type in sys.modules["torchinit"].__all__ else "torchinit.initializers"
+        return f"{home}.{self.type}({', '.join(f'{key}={_quoted(value)}' for key, value in self.arguments.items())})"
+
+
+def _quoted(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+@cache
+def synonyms() -> Mapping[str, tuple[Synonym, ...]]:
+    """All synonyms by their :func:`spelling`."""
+    table = tomllib.loads(Path(__file__).with_name("synonyms.toml").read_text("utf-8"))
+    found: dict[str, tuple[Synonym, ...]] = {}
+    for library, rows in table.items():
+        for name, row in rows.items():
+            synonym = Synonym(name, library, row.pop("type"), row)
+            found[spelling(name)] = (*found.get(spelling(name), ()), synonym)
+    return found
+
+
+def spelling(name: str) -> str:
+    """The letters of a name that libraries agree on.
+
+    >>> [spelling(name) for name in ("he_normal", "keras.initializers.HeNormal", "XavierInit", "xavier_")]
+    ['henormal', 'henormal', 'xavier', 'xavier']
+    """
+    letters = re.sub(r"[^a-z0-9]", "", name.rpartition(".")[2].casefold())
+    return re.sub(r"(?<=.)init(ializer)?$", "", letters)
+
+
+def meanings(name: str, key: str) -> tuple[Synonym, ...]:
+    """The synonyms of a :func:`spelling`, which a name has or is near."""
+    # What torch's underscore marks is torch's; without it the name may be anybody's, and each says his own.
+    rows = synonyms().get(key, ())
+    return tuple(row for row in rows if row.name == name.rpartition(".")[2] and name.endswith("_")) or rows
+
+
+def hint(name: str, known: Iterable[str], *, as_call: bool = False) -> str:
+    """The tail of an error text about an unknown initializer: the near name, or what to write as data (or a call).
+
+    >>> hint("Kaimng", ["Kaiming", "Xavier"])
+    "; did you mean 'Kaiming'?"
+    >>> hint("xavier_uniform", ["Kaiming", "Xavier"])
+    '; xavier_uniform_ of torch.nn.init, xavier_uniform of JAX: write type="Xavier", distribution="uniform"'
+    """
+    known = [*known]
+    key, own = spelling(str(name)), {spelling(each): each for each in known}
+    near = key if key in own or key in synonyms() else closest(key, [*own, *synonyms()])
+    if near is None:
+        return ""
+    lines: dict[str, list[str]] = {}
+    for row in meanings(name, near):
+        # Where the name alone says it, or a name of ours was misspelt, it is offered already.
+        more = near not in own or (row.arguments and (near == key or not name[:1].isupper()))
+        if more and (as_call or row.type in known):
+            lines.setdefault(row.call if as_call else row.data, []).append(f"{row.name} of {row.library}")
+    first = f"; did you mean {own[near]!r}?" if near in own else ""
+    return first + "".join(f"; {', '.join(names)}: write {line}" for line, names in lines.items())

@@ -16,10 +16,6 @@ from torchinit._tables import Table, Tabular
 from torchinit._text import abbreviate, count, dtype_name, percentage
 from torchinit.serialization.schema import Schema
 
-_SAVED: Final = {"uninitialized": "bare", "unused_patterns": "idle"}
-"""The keys of fields in saved plans and reports, where they are not the names of today."""
-_ROWS: Final = {"mismatched": ("site", "why", "reason"), "casts": ("site", "dtypes")}
-"""The fields of what is saved as rows; a mismatch had no reason at first."""
 Promise: TypeAlias = Literal["none", "statistics", "function"]
 """What a model that is made of another keeps of it, the weakest first: nothing that one could count on, the mean and
 variance of what its layers give, all that it computes."""
@@ -56,8 +52,10 @@ class Guess:
 
     @property
     def arguments(self) -> str:
-        given = [f"prefix={self.prefix!r}"] if self.prefix else []
-        given += [f"rename={quoted(self.rename)}"] if self.rename else []
+        pairs = str([list(pair) for pair in self.rename])
+        if "\\" in pairs:  # it stands twice in double quotes, for Python and for TOML
+            pairs = json.dumps(self.rename, ensure_ascii=False)
+        given = [f"prefix={self.prefix!r}"] * bool(self.prefix) + [f"rename={pairs}"] * bool(self.rename)
         return ", ".join(given) or "neither prefix nor rename"
 
     @property
@@ -94,18 +92,17 @@ class Cast:
 class LoadReport(Tabular):
     """The account of what a rule takes from a checkpoint, name by name.
 
-    ``loaded`` are the sites whose values are taken as they are, ``adapted`` those that an adapter makes,
-    ``declined`` those that are in the file and left to other rules on purpose, ``expected`` those that are not in the
-    file and need not be, ``missing`` those that should be, ``uninitialized`` those of them that no other rule
-    writes. ``mismatched`` do not fit. ``unexpected`` are keys of the file that nothing in the model is called and no
-    rule takes, ``beside`` those of them whose layers are loaded but for them; ``spare`` are such keys that the file was
-    expected to have. ``casts`` are the changes of dtype, ``unused_patterns`` the globs of the rule that match nothing.
-    ``elements`` counts those of ``loaded`` and ``adapted``, and of all sites that were looked for, ``file_elements``
-    those of the file that rules take, and all that it has. ``doubts`` says
-    which of them may mean something else than their numbers, ``notes`` how names were found, ``hints`` how more of
-    them would be, ``guess`` the same as arguments; ``failure`` why the file could not be read. ``promise`` is what the
-    model keeps of the one in the file, where it is made of it and not just loaded: ``"function"``, all that it
-    computes, ``"statistics"``, or ``"none"``.
+    ``loaded`` are the sites whose values are taken as they are, ``adapted`` those that an adapter makes, ``declined``
+    those that are in the file and left to other rules on purpose, ``expected`` those that are not in the file and need
+    not be, ``missing`` those that should be, ``uninitialized`` those of them that no other rule writes. ``mismatched``
+    do not fit. ``unexpected`` are keys of the file that nothing in the model is called and no rule takes, ``beside``
+    those of them whose layers are loaded but for them; ``spare`` are such keys that the file was expected to have.
+    ``casts`` are the changes of dtype, ``unused_patterns`` the globs of the rule that match nothing. ``elements``
+    counts those of ``loaded`` and ``adapted``, and of all sites that were looked for, ``file_elements`` those of the
+    file that rules take, and all that it has. ``doubts`` says which of them may mean something else than their numbers,
+    ``notes`` how names were found, ``hints`` how more of them would be, ``guess`` the same as arguments; ``failure``
+    why the file could not be read. ``promise`` is what the model keeps of the one in the file, where it is made of it
+    and not just loaded: ``"function"``, all that it computes, ``"statistics"``, or ``"none"``.
 
     >>> account = LoadReport("resnet50.pth", loaded=("conv1.weight",), missing=("fc.weight",), elements=(90, 100))
     >>> print(account)
@@ -209,14 +206,16 @@ class LoadReport(Tabular):
         """What the file has and nobody takes, which is an error where ``strict`` is asked for."""
         if self.failure or not self.found:
             return ()
-        texts, elsewhere = list[str](), self._elsewhere
-        if self.beside:
-            keys = f"{count(len(self.beside), 'key')} of the file beside what is loaded: {abbreviate(self.beside)}"
-            why = "What they do in their layers is lost: take them by rename or adapt, or give the model these parts"
-            texts.append(f"nothing takes {keys}. {why}; expect_unexpected says that it is intended.")
-        if elsewhere:
-            keys = f"{count(len(elsewhere), 'key')} of the file that the model has no part for: {abbreviate(elsewhere)}"
-            texts.append(f"nothing takes {keys}. Say so with expect_unexpected if that is intended.")
+        lost = "What they do in their layers is lost: take them by rename or adapt, or give the model these parts"
+        rows = (
+            (self.beside, "beside what is loaded", f"{lost}; expect_unexpected says that it is intended."),
+            (self._elsewhere, "that the model has no part for", "Say so with expect_unexpected if that is intended."),
+        )
+        texts = []
+        for keys, which, advice in rows:
+            if keys:
+                found = f"{count(len(keys), 'key')} of the file {which}: {abbreviate(keys)}"
+                texts.append(f"nothing takes {found}. {advice}")
         return self._headed(*texts)
 
     @property
@@ -243,15 +242,10 @@ class LoadReport(Tabular):
     def _table(self, *, full: bool = False) -> Table:
         fates = {} if self.failure else self._fates()
         how = dict([*self.adapted, *self.declined, *self._lost])
-        rows = [
-            Row(name, (fate, how.get(name, "")))
-            for fate, names in fates.items()
-            for name in names
-            if full or fate != "loaded"
-        ]
-        foot = tuple(self._details(told=True))
-        groups = fold(rows, _COLUMNS, among=[name for names in fates.values() for name in names], full=full)
-        return Table("site", _COLUMNS, groups, self.headline(), foot, before=1)
+        sites = [(name, fate) for fate, names in fates.items() for name in names]
+        rows = [Row(name, (fate, how.get(name, ""))) for name, fate in sites if full or fate != "loaded"]
+        groups = fold(rows, _COLUMNS, among=[name for name, _ in sites], full=full)
+        return Table("site", _COLUMNS, groups, self.headline(), tuple(self._details(told=True)), before=1)
 
     def _headline(self, groups: Sequence[Group]) -> str:
         return f"LoadReport of {self.headline()}"
@@ -282,12 +276,13 @@ class LoadReport(Tabular):
         yield from self.notes
         if self.promise:
             yield f"promise: {_PROMISES[self.promise]}"
-        sites = () if told else (("adapted", self.adapted), ("declined", self.declined), ("mismatched", self._lost))
-        for fate, pairs in sites:
+        sites = (("adapted", self.adapted), ("declined", self.declined), ("mismatched", self._lost))
+        for fate, pairs in () if told else sites:
             yield from (f"{fate} {line}" for line in _listed(pairs, 10, ": "))
-        unexpected = ("unexpected, beside what is loaded", self.beside), ("unexpected", self._elsewhere)
-        lists = unexpected if told else (("missing", self.missing), *unexpected)
-        yield from (f"{fate}: {abbreviate(fold_names(names), 10)}" for fate, names in lists if names)
+        missing = () if told else self.missing
+        unexpected = {"unexpected, beside what is loaded": self.beside, "unexpected": self._elsewhere}
+        lists = {"missing": missing, **unexpected}
+        yield from (f"{fate}: {abbreviate(fold_names(names), 10)}" for fate, names in lists.items() if names)
         casts = Counter(map(str, self.casts))
         yield from (f"cast {how}: {count(number, 'site')}" for how, number in casts.items())
         yield from (*self.unused_patterns, *self.doubts, *self.hints)
@@ -315,12 +310,18 @@ def weakest(promises: Iterable[Promise | None]) -> Promise | None:
     return min((promise for promise in promises if promise), key=[*_PROMISES].index, default=None)
 
 
+_SAVED: Final = {"uninitialized": "bare", "unused_patterns": "idle"}
+"""The keys of fields in saved plans and reports, where they are not the names of today."""
+_FIELDS: Final = {saved: name for name, saved in _SAVED.items()}
+_ROWS: Final = {"mismatched": ("site", "why", "reason"), "casts": ("site", "dtypes")}
+"""The fields of what is saved as rows; a mismatch had no reason at first."""
+
+
 def by_field(data: Any) -> Any:
     """Saved data by the fields of today; whatever is not as it should be is left for the schema to complain of."""
     if not isinstance(data, Mapping):
         return data
-    names = {saved: name for name, saved in _SAVED.items()}
-    renamed = {names.get(key, key): value for key, value in data.items()}
+    renamed = {_FIELDS.get(key, key): value for key, value in data.items()}
     for key, members in _ROWS.items():
         if isinstance(rows := renamed.get(key), (list, tuple)):
             renamed[key] = [_named(row, members) for row in rows]
@@ -332,17 +333,9 @@ def _named(row: Any, names: Sequence[str]) -> Any:
     if not isinstance(row, (list, tuple)) or not 2 <= len(row) <= len(names):
         return row
     table = dict(zip(names, row, strict=False))
-    if "dtypes" in table:
-        if not isinstance(table["dtypes"], str):
-            return row
-        table["dtypes"] = table["dtypes"].split(" -> ")
-    return table
-
-
-def quoted(rename: Sequence[tuple[str, str]]) -> str:
-    """Renames as text that Python and TOML read alike: a backslash stands twice in double quotes, for both of them."""
-    pairs = [list(pair) for pair in rename]
-    return json.dumps(pairs, ensure_ascii=False) if "\\" in str(pairs) else str(pairs)
+    if "dtypes" not in table:
+        return table
+    return {**table, "dtypes": row[1].split(" -> ")} if isinstance(row[1], str) else row
 
 
 _HOW: Final = (Column("how", "range"),)

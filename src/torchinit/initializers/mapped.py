@@ -16,12 +16,12 @@ from torchinit.initializers.base import Fill, Initializer, ScaledFill, Wrapper, 
 from torchinit.initializers.elementwise import Constant, Drawn, Uniform
 from torchinit.initializers.functions import as_initializer
 from torchinit.initializers.matrices import RegionFill
-from torchinit.initializers.moments import Moments, mixture, point
+from torchinit.initializers.statistics import Moments, mixture, point
 from torchinit.initializers.tables import IndexFill, moments_of, rounded
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.model.sites import Site
 from torchinit.noise import Noise
-from torchinit.serialization.validation import check_choice, check_number, is_integer
+from torchinit.serialization.validation import check_choice, check_integers, check_number
 
 FunctionName: TypeAlias = Literal["exp", "log", "inverse_softplus", "logit"]
 
@@ -75,11 +75,7 @@ class Mapped(ShortStr):
 
     def resolve(self, site: Site) -> Fill | None:
         fill = fill_of(self.init, site)
-        if fill is None:
-            return None
-        mapped = MappedFill(fill, self.function, self.low, self.high)
-        mapped.check(site.shape, site.dtype)
-        return mapped
+        return fill and MappedFill(fill, self.function, self.low, self.high).resolve(site)
 
 
 def _check_map(function: str, low: float | None, high: float | None) -> None:
@@ -124,14 +120,14 @@ class MappedFill(Wrapper):
         self.fill.check(shape, torch.float64)
         if not math.prod(shape):
             return
-        function, (least, most) = FUNCTIONS[self.function], self._ends(shape).tolist()
-        if least <= function.above > -math.inf:
-            reaches = f"{self.fill} goes down to {least:g}; give a low above {function.above:g}"
-            raise ValueError(f"{self.function} needs values above {function.above:g}, but {reaches}")
-        if most >= function.below < math.inf:
-            reaches = f"{self.fill} goes up to {most:g}; give a high below {function.below:g}"
-            raise ValueError(f"{self.function} needs values below {function.below:g}, but {reaches}")
-        low, high = (float(self.of(end)) if end.isfinite() else 0.0 for end in self._ends(shape))
+        function, ends = FUNCTIONS[self.function], self._ends(shape)
+        least, most = ends.tolist()
+        wrong = [("above", function.above, f"down to {least:g}", "low")] * (least <= function.above > -math.inf)
+        wrong += [("below", function.below, f"up to {most:g}", "high")] * (most >= function.below < math.inf)
+        for side, end, reach, name in wrong:
+            reaches = f"{self.fill} goes {reach}; give a {name} {side} {end:g}"
+            raise ValueError(f"{self.function} needs values {side} {end:g}, but {reaches}")
+        low, high = (float(self.of(end)) if end.isfinite() else 0.0 for end in ends)
         check_fit(self, low, high, dtype)
 
     def _ends(self, shape: tuple[int, ...]) -> Tensor:
@@ -182,36 +178,29 @@ def _is_simple(fill: Fill) -> bool:
 
 def _quantiles(fill: Fill, shape: tuple[int, ...]) -> Tensor | None:
     """Values that are spread as those of a fill: quantiles in equal steps of a draw, all of a table."""
-    match fill:
-        case MappedFill():
-            inner = _quantiles(fill.fill, shape)
-            return None if inner is None else fill.of(inner)
-        case ScaledFill():
-            inner = _quantiles(fill.fill, shape)
-            return None if inner is None else inner * fill.factor
-        case Constant():
-            return torch.tensor([fill.val], dtype=torch.float64)
-        case IndexFill():
-            return fill.table(shape)
-        case Drawn():
-            return _drawn_quantiles(fill)
-    return None
+    if isinstance(fill, (MappedFill, ScaledFill)):
+        inner = _quantiles(fill.fill, shape)
+        if inner is None:
+            return None
+        return fill.of(inner) if isinstance(fill, MappedFill) else inner * fill.factor
+    if isinstance(fill, IndexFill):
+        return fill.table(shape)
+    values = _drawn_quantiles(fill) if isinstance(fill, Drawn) else [fill.val] if isinstance(fill, Constant) else []
+    return torch.tensor(values, dtype=torch.float64) if values else None
 
 
-def _drawn_quantiles(fill: Drawn) -> Tensor | None:
+def _drawn_quantiles(fill: Drawn) -> list[float]:
     distribution, params = fill.draw
     share = [(step + 0.5) / _QUANTILES for step in range(_QUANTILES)]
     if distribution == "uniform":
         low, high = params
-        return torch.tensor([low + (high - low) * at for at in share], dtype=torch.float64)
+        return [low + (high - low) * at for at in share]
     mean, std, low, high = (*params, -math.inf, math.inf)[:4]
     if not std:
-        return torch.tensor([mean], dtype=torch.float64)
+        return [mean]
     normal = NormalDist(mean, std)
     first, last = (normal.cdf(end) if math.isfinite(end) else float(end > 0) for end in (low, high))
-    if not last > first:
-        return None
-    return torch.tensor([normal.inv_cdf(first + (last - first) * at) for at in share], dtype=torch.float64)
+    return [normal.inv_cdf(first + (last - first) * at) for at in share] if last > first else []
 
 
 @final
@@ -229,22 +218,20 @@ class LogUniform(ShortStr):
     b: float
 
     def __post_init__(self) -> None:
-        for name in ("a", "b"):
-            check_number(name, getattr(self, name))
+        check_number("a", self.a)
+        check_number("b", self.b)
         if not 0 < self.a <= self.b:
-            advice = f"LogUniform({self.b!r}, {self.a!r})" if 0 < self.b < self.a else self._around_zero()
+            low, high = sorted((self.a, self.b))
+            if low > 0:
+                advice = f"LogUniform({low!r}, {high!r})"
+            elif high < 0:
+                advice = f"Scaled(LogUniform({-high!r}, {-low!r}), -1)"
+            else:
+                advice = f"Uniform({low!r}, {high!r}), or an a above 0: zero has no logarithm"
             raise ValueError(f"LogUniform needs 0 < a <= b, but got a={self.a!r}, b={self.b!r}; write {advice}")
 
-    def _around_zero(self) -> str:
-        low, high = sorted((self.a, self.b))
-        if high < 0:
-            return f"Scaled(LogUniform({-high!r}, {-low!r}), -1)"
-        return f"Uniform({low!r}, {high!r}), or an a above 0: zero has no logarithm"
-
-    def resolve(self, site: Site) -> Fill:
-        fill = MappedFill(Uniform(math.log(self.a), math.log(self.b)), "exp")
-        fill.check(site.shape, site.dtype)
-        return fill
+    def resolve(self, site: Site) -> Fill | None:
+        return MappedFill(Uniform(math.log(self.a), math.log(self.b)), "exp").resolve(site)
 
 
 @final
@@ -311,8 +298,7 @@ class ICNR(ShortStr):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "init", as_initializer(self.init))
-        if not is_integer(self.factor):
-            raise ValueError(f"factor must be a whole number of at least 1, but got {self.factor!r}")
+        check_integers(self, "factor")
 
     def resolve(self, site: Site) -> Fill | None:
         times = self.factor ** max(0, len(site.shape) - 2)
@@ -337,8 +323,7 @@ class RepeatedFill(Wrapper):
     times: int
 
     def __post_init__(self) -> None:
-        if not is_integer(self.times):
-            raise ValueError(f"times must be a whole number of at least 1, but got {self.times!r}")
+        check_integers(self, "times")
 
     def __str__(self) -> str:
         return f"{self.fill}, each row {self.times} times"
@@ -356,19 +341,12 @@ class RepeatedFill(Wrapper):
         self.fill.write_parts(inner, noise)
         for part, rows in zip(parts, inner, strict=True):
             skip = part.start[0] - rows.start[0] * self.times
-            repeated = rows.local.repeat_interleave(self.times, dim=0)
-            part.local.copy_(repeated[skip : skip + part.local.shape[0]])
+            part.local.copy_(rows.local.repeat_interleave(self.times, dim=0)[skip:][: part.local.shape[0]])
 
     def _inner(self, part: Shard) -> Shard:
         """The rows that the part repeats, as a shard of the smaller tensor."""
         first, last = part.start[0] // self.times, -(-(part.start[0] + part.local.shape[0]) // self.times)
-        local = part.local.new_empty((last - first, *part.local.shape[1:]))
-        region = part.region
+        local, region = part.local.new_empty((last - first, *part.local.shape[1:])), part.region
         matrix = Box(replaced(region.start, 0, region.start[0] // self.times), self.inner_shape(region.shape))
-        return replace(
-            part,
-            local=local,
-            shape=self.inner_shape(part.shape),
-            start=replaced(part.start, 0, first),
-            matrix=part.matrix and matrix,
-        )
+        shape, start = self.inner_shape(part.shape), replaced(part.start, 0, first)
+        return replace(part, local=local, shape=shape, start=start, matrix=part.matrix and matrix)

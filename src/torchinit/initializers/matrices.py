@@ -14,11 +14,11 @@ from torch import Tensor
 
 from torchinit.initializers.base import Blockwise, Fill, check_fit
 from torchinit.initializers.elementwise import Normal
-from torchinit.initializers.moments import Moments
+from torchinit.initializers.statistics import Moments
 from torchinit.model.shards import Shard
 from torchinit.noise import Noise
 from torchinit.noise.threads import on_one_thread
-from torchinit.serialization.validation import check_number, is_integer
+from torchinit.serialization.validation import check_integers, check_number, is_integer
 
 if TYPE_CHECKING:
     from torchinit.model.sites import Site
@@ -110,9 +110,9 @@ def _orthonormal(gaussian: Tensor, noise: Noise) -> Tensor:
 class Orthogonal(_Gained, FromGaussian):
     """A matrix with orthonormal rows or columns, whichever are fewer, times ``gain``.
 
-    ``axis`` runs over the rows; the other dimensions are flattened into the columns. Drawn uniformly
-    (Haar measure) by the QR factorization of a Gaussian. On the global stream it has the bits of
-    ``torch.nn.init.orthogonal_``. Saxe et al. (2013), https://arxiv.org/abs/1312.6120
+    ``axis`` runs over the rows; the other dimensions are flattened into the columns. Drawn uniformly (Haar measure) by
+    the QR factorization of a Gaussian. On the global stream it has the bits of ``torch.nn.init.orthogonal_``.
+    Saxe et al. (2013), https://arxiv.org/abs/1312.6120
 
     >>> Orthogonal(gain=2.0).moments((3, 3)).std
     1.1547005383792517
@@ -125,8 +125,7 @@ class Orthogonal(_Gained, FromGaussian):
 
     def __post_init__(self) -> None:
         _Gained.__post_init__(self)
-        if not is_integer(self.axis, least=0):
-            raise ValueError(f"axis must be a whole number of at least 0, but got {self.axis!r}")
+        check_integers(self, "axis", least=0)
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         _Gained.check(self, shape, dtype)
@@ -149,9 +148,8 @@ class Orthogonal(_Gained, FromGaussian):
 
     def moments(self, shape: tuple[int, ...] = ()) -> Moments | None:
         # Haar matrices have mean 0 and, because their rows or columns have length 1, mean square 1 / longer side.
-        rows = shape[self.axis]
+        rows, bound = shape[self.axis], abs(self.gain)
         longer = max(rows, math.prod(shape) // rows if rows else 0)
-        bound = abs(self.gain)
         return Moments(0.0, bound / math.sqrt(longer), -bound, bound) if longer else None
 
 

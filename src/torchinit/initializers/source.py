@@ -20,8 +20,7 @@ class Resolution:
     """The fills that an initializer gives the views of sites that a rule matches, by their names.
 
     ``fills`` leaves out the views that it declines and those of ``errors``, for which it has no answer; ``account``
-    tells what became of a source, ``used`` the elements of each of its tensors that are taken, by source and key; none
-    of a tensor that does not fit.
+    tells what became of a source, ``used`` the elements of each of its tensors that are taken, by source and key.
     """
 
     fills: Mapping[str, Fill]
@@ -36,8 +35,7 @@ def resolve_all(init: Initializer, pairs: Sequence[tuple[Site, Site]], known: Se
     An initializer is asked for all of them at once if it has a method of this name, else view by view; those that come
     with torchinit say in ``looks_at`` which attributes of a site their answer depends on.
     """
-    own = getattr(init, "resolve_all", None)
-    if own is not None:
+    if own := getattr(init, "resolve_all", None):
         resolution: Resolution = own(pairs, known)
         return resolution
     # One that says what it looks at is asked once for all views that are alike in that. Where it fails, the text may
@@ -47,8 +45,7 @@ def resolve_all(init: Initializer, pairs: Sequence[tuple[Site, Site]], known: Se
     alike = None if looked is None else attrgetter("shape", "dtype", *(name for name in looked if name != "layout"))
     by_layout = looked is not None and "layout" in looked
     known_fills: dict[object, Fill | None] = {}
-    fills: dict[str, Fill] = {}
-    errors: dict[str, ValueError] = {}
+    fills, errors = dict[str, Fill](), dict[str, ValueError]()
     for view, _ in pairs:
         key = id(view) if alike is None else (alike(view), by_layout and id(view.layout))
         try:
@@ -80,8 +77,8 @@ def is_verbatim(init: object) -> bool:
 class SourceInitializer(ShortStr, ABC):
     """An initializer that copies what is there, and so takes sites as they are: it is ``verbatim``.
 
-    A rule with one matches buffers as well as parameters, biases as well as weights, whole numbers as well as floats,
-    and leaves padding rows as they come. Buffers that are not part of a ``state_dict`` are not its business.
+    A rule with one matches all of a ``state_dict``: buffers as well as parameters, biases as well as weights, whole
+    numbers as well as floats; and leaves padding rows as they come.
     """
 
     __slots__ = ()

@@ -1,15 +1,16 @@
-"""Values measured: their moments, how far these may be from what was planned, the largest of those to load."""
+"""Moments: those to expect of many values, those measured, and how far they may be apart; the largest values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from torchinit._frozen import quickly_made
 from torchinit._text import dtype_name
-from torchinit.initializers.moments import Moments
 from torchinit.noise.engines.dispatch import chosen_kernel
 from torchinit.noise.engines.tasks import ValueSums, is_simple
 
@@ -29,6 +30,102 @@ _SAME_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """The integers whose bits the kernel gives back, by their bytes."""
 
 
+@quickly_made
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean, standard deviation, smallest and largest value; None where unknown or unbounded.
+
+    ``kurtosis`` (3 for a normal) tells how far the standard deviation of a sample may stray.
+
+    >>> Moments(0.0, 1.0).max is None
+    True
+    """
+
+    mean: float | None = None
+    std: float | None = None
+    min: float | None = None
+    max: float | None = None
+    kurtosis: float = 3.0
+
+    def shrunk(self, factor: float) -> Moments:
+        """The same distribution around the same mean with its standard deviation times ``factor``."""
+        return replace(self, std=None if self.std is None else self.std * factor)
+
+    def scaled(self, factor: float) -> Moments:
+        """The same distribution with all its values times ``factor``.
+
+        >>> Moments(1.0, 2.0, max=3.0).scaled(-2.0)
+        Moments(mean=-2.0, std=4.0, min=-6.0, max=None, kurtosis=3.0)
+        """
+        mean, low, high = (None if end is None else end * factor for end in (self.mean, self.min, self.max))
+        ends = (low, high) if factor >= 0 else (high, low)
+        return replace(self.shrunk(abs(factor)), mean=mean, min=ends[0], max=ends[1])
+
+
+def point(value: float) -> Moments:
+    """The moments of one value."""
+    return Moments(value, 0.0, value, value)
+
+
+def mixture(parts: Sequence[Moments | None], weights: Sequence[float]) -> Moments | None:
+    """The moments of a tensor made of parts, each with its share of the elements; None if one is not known."""
+    total = sum(weights)
+    present = [(part, weight / total) for part, weight in zip(parts, weights, strict=True) if weight]
+    known = [
+        (part, part.mean, part.std**2, share)
+        for part, share in present
+        if part and part.mean is not None and part.std is not None
+    ]
+    if not known or len(known) < len(present):
+        return None
+    centre = sum(mean * share for _, mean, _, share in known)
+    variance = sum((square + (mean - centre) ** 2) * share for _, mean, square, share in known)
+    fourth = sum(  # of parts that are symmetric, as all distributions here are but for cut-off tails
+        (part.kurtosis * square**2 + 6 * square * (mean - centre) ** 2 + (mean - centre) ** 4) * share
+        for part, mean, square, share in known
+    )
+    lows, highs = [part.min for part, *_ in known], [part.max for part, *_ in known]
+    low = None if None in lows else min(low for low in lows if low is not None)
+    high = None if None in highs else max(high for high in highs if high is not None)
+    return Moments(centre, math.sqrt(variance), low, high, fourth / variance**2 if variance**2 else 3.0)
+
+
+def truncated(low: float, high: float) -> tuple[float, float]:
+    """Mean and standard deviation of the standard normal cut to [low, high].
+
+    By the closed form, where that can be. In a narrow interval it subtracts what is nearly equal: that is integrated;
+    in the upper tail 1 - Phi loses its digits: that is turned over; and where doubles hold no mass any more, all of
+    it sits at the end nearer to the middle.
+    """
+    if (high - low) * max(1.0, -low, high) < 4:
+        return _narrow(low, high)
+    if low > 0:
+        mean, std = truncated(-high, -low)
+        return -mean, std
+    mass = math.erfc(-high / math.sqrt(2)) / 2 - math.erfc(-low / math.sqrt(2)) / 2
+    if mass <= 0:
+        return high, 0.0
+    densities = [math.exp(-end * end / 2) / math.sqrt(2 * math.pi) for end in (low, high)]
+    edges = [end * density if density else 0.0 for end, density in zip((low, high), densities, strict=True)]
+    mean, spread = (densities[0] - densities[1]) / mass, (edges[0] - edges[1]) / mass
+    return mean, math.sqrt(max(0.0, 1 + spread - mean * mean))
+
+
+def _narrow(low: float, high: float) -> tuple[float, float]:
+    """The same by Simpson's rule."""
+    middle, half = (low + high) / 2, (high - low) / 2
+    points = [half * step / 64 for step in range(-64, 65)]
+    simpson = [1, *(4, 2) * 63, 4, 1]
+    mass = [weight * math.exp(-t * (middle + t / 2)) for weight, t in zip(simpson, points, strict=True)]
+    total = math.fsum(mass)
+    mean = math.fsum(p * t for p, t in zip(mass, points, strict=True)) / total
+    square = math.fsum(p * (t - mean) ** 2 for p, t in zip(mass, points, strict=True)) / total
+    return middle + mean, math.sqrt(square)
+
+
+# --- measured -------------------------------------------------------------------------------------------------------
+
+
 def measure(*tensors: Tensor) -> Moments | None:
     """Mean, population standard deviation, smallest and largest value of all elements of the tensors together.
 
@@ -40,7 +137,7 @@ def measure(*tensors: Tensor) -> Moments | None:
 
 
 def measure_each(groups: Iterable[Sequence[Tensor]]) -> list[Moments | None]:
-    """The moments of each group of tensors; all those that the kernel takes are added up in one call of it."""
+    """The moments of each group of tensors; those that the kernel takes are added up in one call of it."""
     kernel = chosen_kernel()
     simple: list[Tensor] = []
     readable: list[list[Tensor]] = []
@@ -85,10 +182,14 @@ def _moments(parts: Iterable[tuple[int, ValueSums]]) -> Moments | None:
 
 
 def _sums(values: Tensor) -> ValueSums:
-    total = square = 0.0
-    low, high = math.inf, -math.inf
+    total, square, low, high = 0.0, 0.0, math.inf, -math.inf
     shift = float(values[(0,) * values.dim()])  # sums of squares around a value of the data cancel less
-    for chunk in _chunks(values):
+    if values.is_contiguous():
+        chunks = iter(values.view(-1).split(_CHUNK))
+    else:
+        rows = max(1, _CHUNK * len(values) // values.numel())
+        chunks = (part.reshape(-1) for part in values.split(rows))
+    for chunk in chunks:
         wide = chunk.to(torch.float64, copy=True)  # it is shifted in place, and must not be the tensor itself
         small, large = torch.aminmax(wide)
         low, high = _least(low, float(small)), -_least(-high, -float(large))
@@ -107,13 +208,6 @@ def _least(first: float, second: float) -> float:
     return second if second < first or math.isnan(second) else first
 
 
-def _chunks(values: Tensor) -> Iterator[Tensor]:
-    if values.is_contiguous():
-        return iter(values.view(-1).split(_CHUNK))
-    rows = max(1, _CHUNK * len(values) // values.numel())
-    return (part.reshape(-1) for part in values.split(rows))
-
-
 def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: torch.dtype) -> list[str]:
     """The moments, measured of so many numbers of a dtype, that leave the tolerance around the expected ones."""
     seen = (measured.mean, measured.std, measured.min, measured.max)
@@ -130,13 +224,15 @@ def deviations(expected: Moments | None, measured: Moments, numel: int, dtype: t
     reach = rounding * max(abs(expected.mean), expected.std) + floor
     # Six standard errors: that of a mean, and that of a standard deviation, which the kurtosis widens.
     error = _SIGMAS * expected.std / math.sqrt(numel)
-    problems = []
-    for name, value, planned, sampling in (
-        ("mean", mean, expected.mean, error),
-        ("std", std, expected.std, error * math.sqrt(max(expected.kurtosis - 1, 0.5)) / 2),
-    ):
-        if abs(value - planned) > sampling + reach:
-            problems.append(f"{name} is {value:.6g}, planned {planned:.6g} ± {sampling + reach:.2g}")
+    rows = (
+        ("mean", mean, expected.mean, error + reach),
+        ("std", std, expected.std, error * math.sqrt(max(expected.kurtosis - 1, 0.5)) / 2 + reach),
+    )
+    problems = [
+        f"{name} is {value:.6g}, planned {planned:.6g} ± {allowed:.2g}"
+        for name, value, planned, allowed in rows
+        if abs(value - planned) > allowed
+    ]
     if not problems and _is_too_narrow(expected, std, mean, numel):
         narrow = f"all {numel:,} values are {low:.6g}" if low == high else f"std is {std:.6g}"
         why = too_fine(expected, dtype)
@@ -189,10 +285,9 @@ def is_shuffled(values: Tensor) -> bool:
     """Whether the values come in no order, as far as one can tell from their turning points.
 
     Among n values that are drawn alike and without ties, a value lies above or below both of its neighbours 2(n-2)/3
-    times, with a variance of (16n-29)/90, whatever the distribution (Bienaymé, 1874). Six standard errors and
-    a twentieth for ties of rounded values are allowed, and an eighth of the values, or of the numbers that the
-    dtype has between 1 and 2, must differ. Ramps, steps, waves and repeated values do not pass, and fewer
-    than 20 values never do.
+    times, with a variance of (16n-29)/90, whatever the distribution (Bienaymé, 1874). Six standard errors and a
+    twentieth for ties of rounded values are allowed, and an eighth of the values, or of the numbers that the dtype has
+    between 1 and 2, must differ. Ramps, steps, waves and repeated values do not pass, and fewer than 20 values never.
 
     >>> is_shuffled(torch.randn(100)), is_shuffled(torch.arange(100.0).log())
     (True, False)
@@ -201,26 +296,20 @@ def is_shuffled(values: Tensor) -> bool:
     # and constants are equal on purpose. A test of the distribution would need to know it, and a scaled normal is as
     # good a draw as any; the order is free of it. How it can fail: noise with a pattern laid over it passes, and drawn
     # values that were sorted, or rounded to a handful of numbers, do not, so that copies of those are not found.
-    sample = _sample(values)
+    numbers_of_dtype = 1 / torch.finfo(values.dtype).eps if values.is_floating_point() else math.inf
+    if values.dim() > 1:  # neighbours from the middle
+        rows = -(-_SAMPLE * len(values) // values.numel())
+        values = values[max(0, (len(values) - rows) // 2) :][:rows]
+    flat = values.reshape(-1)
+    sample = flat[max(0, (len(flat) - _SAMPLE) // 2) :][:_SAMPLE].to(torch.float64)
     number = len(sample)
     if number < FEWEST:
         return False
     steps = sample.diff()
     turns = int((steps[1:] * steps[:-1] < 0).sum())
     expected, spread = 2 * (number - 2) / 3, math.sqrt((16 * number - 29) / 90)
-    numbers_of_dtype = 1 / torch.finfo(values.dtype).eps if values.is_floating_point() else math.inf
     differ = len(set(sample.tolist())) >= min(number, numbers_of_dtype) / 8
     return differ and abs(turns - expected) <= 6 * spread + number / 20
-
-
-def _sample(values: Tensor) -> Tensor:
-    """Neighbouring values from the middle, as float64."""
-    if values.dim() > 1:
-        rows = -(-_SAMPLE * len(values) // values.numel())
-        first = max(0, (len(values) - rows) // 2)
-        values = values[first : first + rows]
-    flat = values.reshape(-1)
-    return flat[max(0, (len(flat) - _SAMPLE) // 2) :][:_SAMPLE].to(torch.float64)
 
 
 def magnitude(values: Tensor) -> float:
@@ -252,16 +341,7 @@ def transfer(values: Tensor, out: Tensor) -> None:
 
     That pays for the pass in which :func:`magnitude` looks through the values of a checkpoint before any is written.
     """
-    kernel = chosen_kernel() if _is_large_twin(values, out) else None
-    if kernel:
-        kernel.copy(out, values, torch.get_num_threads())
-    else:
-        out.copy_(values)
-
-
-def _is_large_twin(values: Tensor, out: Tensor) -> bool:
-    """Whether bytes can be copied as they are, between memory of their own."""
-    return (
+    is_large_twin = (
         out.nbytes >= _SMALL
         and is_simple(values)
         and is_simple(out)
@@ -269,3 +349,7 @@ def _is_large_twin(values: Tensor, out: Tensor) -> bool:
         and out.untyped_storage().resizable()  # what torch allocated can be written, what is mapped perhaps not
         and abs(values.data_ptr() - out.data_ptr()) >= out.nbytes
     )
+    if kernel := chosen_kernel() if is_large_twin else None:
+        kernel.copy(out, values, torch.get_num_threads())
+    else:
+        out.copy_(values)

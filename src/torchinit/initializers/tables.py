@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any, Literal, TypeAlias, final
+from typing import Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
 
 from torchinit._text import dtype_name
 from torchinit.initializers.base import Fill
-from torchinit.initializers.moments import Moments
+from torchinit.initializers.statistics import Moments
 from torchinit.model.shards import Box, Shard
 from torchinit.noise import Noise
-from torchinit.serialization.validation import check_choice, check_number, is_integer
+from torchinit.serialization.validation import check_choice, check_integers, check_number, is_integer
 
 Index: TypeAlias = tuple[Tensor, ...]
 """The places of a box: whole numbers along each axis, in shapes that broadcast to that of the box."""
@@ -58,8 +57,7 @@ class IndexFill(Fill):
 
     def table(self, shape: tuple[int, ...]) -> Tensor | None:
         """All values that a tensor of this shape has, each equally often; None if they are too many."""
-        values = self.values(places(Box.whole(shape)), shape) if 0 < math.prod(shape) <= _MOST else None
-        return None if values is None else values.flatten()
+        return self.values(places(Box.whole(shape)), shape).flatten() if 0 < math.prod(shape) <= _MOST else None
 
 
 def places(box: Box) -> Index:
@@ -77,34 +75,37 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 def moments_of(values: Tensor) -> Moments:
     """The moments of values that are all known."""
     apart = values - values.mean()
-    variance = float((apart**2).mean())
-    fourth = float((apart**4).mean())
+    variance, fourth = float((apart**2).mean()), float((apart**4).mean())
     low, high = map(float, torch.aminmax(values))
     return Moments(float(values.mean()), math.sqrt(variance), low, high, fourth / variance**2 if variance**2 else 3.0)
 
 
-def _axis_of(fill: Any, shape: tuple[int, ...]) -> int:
-    if not -len(shape) <= fill.axis < len(shape):
-        raise ValueError(f"{type(fill).__name__} has axis={fill.axis}, but the shape is {shape}")
-    axis: int = fill.axis % len(shape)
-    return axis
+class _AlongAxis(IndexFill):
+    """A fill whose values change along one axis."""
 
+    __slots__ = ()
 
-def _check_axis(value: object) -> None:
-    if not is_integer(value, least=-64):
-        raise ValueError(f"axis must be a whole number, but got {value!r}")
+    axis: int
+
+    def __post_init__(self) -> None:
+        if not is_integer(self.axis, least=-64):
+            raise ValueError(f"axis must be a whole number, but got {self.axis!r}")
+
+    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        IndexFill.check(self, shape, dtype)
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(f"{type(self).__name__} has axis={self.axis}, but the shape is {shape}")
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Ramp(IndexFill):
+class Ramp(_AlongAxis):
     r"""From ``start`` to ``stop`` along one axis, the same in all others.
 
     .. math:: w_i = \mathrm{start} + (\mathrm{stop} - \mathrm{start}) \, t^\mathrm{power}, \quad t = i / (n - 1)
 
-    and with ``spacing="geometric"`` start · (stop / start)^(t^power). Without ``endpoint`` t is i / n, and ``stop``
-    is not reached. Rotary frequencies are
-    ``Ramp(1, 1e-4, spacing="geometric", endpoint=False)``; Mamba's ``A_log`` is
+    and with ``spacing="geometric"`` start · (stop / start)^(t^power). Without ``endpoint`` t is i / n, and ``stop`` is
+    not reached. Rotary frequencies are ``Ramp(1, 1e-4, spacing="geometric", endpoint=False)``; Mamba's ``A_log`` is
     ``Mapped(Ramp(1, "columns"), "log")``. Raises ValueError for a geometric ramp that meets or crosses zero.
 
     >>> import torch
@@ -123,22 +124,17 @@ class Ramp(IndexFill):
     endpoint: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("start", "stop"):
-            check_number(name, getattr(self, name))
+        check_number("start", self.start)
+        check_number("stop", self.stop)
         if check_number("power", self.power) <= 0:
             raise ValueError(f"power must be above 0, but got {self.power!r}")
-        _check_axis(self.axis)
+        _AlongAxis.__post_init__(self)
         check_choice("spacing", self.spacing, Literal["linear", "geometric"])
         if self.spacing == "geometric" and not self.start * self.stop > 0:
             raise ValueError(f"a geometric ramp stays on one side of zero, but got {self.start!r} to {self.stop!r}")
 
-    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        IndexFill.check(self, shape, dtype)
-        _axis_of(self, shape)
-
     def values(self, index: Index, shape: tuple[int, ...]) -> Tensor:
-        axis = _axis_of(self, shape)
-        steps, at = max(1, shape[axis] - self.endpoint), index[axis].double()
+        steps, at = max(1, shape[self.axis] - self.endpoint), index[self.axis].double()
         if self.power == 1 and self.spacing == "linear":  # the product first: whole numbers stay whole
             return self.start + (self.stop - self.start) * at / steps
         share = at / steps if self.power == 1 else ((at / steps).log() * self.power).exp()
@@ -183,8 +179,7 @@ class SinCos(IndexFill):
         check_choice("first", self.first, Literal["column", "row"])
         if self.grid is not None and not (len(self.grid) == 2 and all(map(is_integer, self.grid))):
             raise ValueError(f"grid must be two whole numbers, rows and columns, but got {self.grid!r}")
-        if not is_integer(self.prefix, least=0):
-            raise ValueError(f"prefix must be a whole number of at least 0, but got {self.prefix!r}")
+        check_integers(self, "prefix", least=0)
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         IndexFill.check(self, shape, dtype)
@@ -215,7 +210,7 @@ class SinCos(IndexFill):
 
 @final
 @dataclass(frozen=True, slots=True)
-class AlibiSlopes(IndexFill):
+class AlibiSlopes(_AlongAxis):
     """The slope of each attention head along ``axis``: 2^(-8 h / H), h = 1 ... H, as ALiBi has them.
 
     For a number of heads that is not a power of two: those of the next smaller one, then every other slope of the next
@@ -227,16 +222,8 @@ class AlibiSlopes(IndexFill):
 
     axis: int = -1
 
-    def __post_init__(self) -> None:
-        _check_axis(self.axis)
-
-    def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        IndexFill.check(self, shape, dtype)
-        _axis_of(self, shape)
-
     def values(self, index: Index, shape: tuple[int, ...]) -> Tensor:
-        axis = _axis_of(self, shape)
-        head, power = index[axis].double(), 2 ** (max(1, shape[axis]).bit_length() - 1)
+        head, power = index[self.axis].double(), 2 ** (max(1, shape[self.axis]).bit_length() - 1)
         exponent = torch.where(head < power, -8 / power * (head + 1), -4 / power * (2 * (head - power) + 1))
         return (exponent * math.log(2)).exp()
 
@@ -264,14 +251,10 @@ class Bilinear(IndexFill):
             raise ValueError(f"{needs}; make the layer depthwise (groups = {shape[0]}), or take Kaiming")
 
     def values(self, index: Index, shape: tuple[int, ...]) -> Tensor:
-        taps = [self._triangle(at.double(), size) for at, size in zip(index[2:], shape[2:], strict=True)]
-        same = torch.ones_like(index[0]) if shape[1] == 1 else index[0] == index[1]
-        return reduce(torch.mul, taps, same.double())
-
-    @staticmethod
-    def _triangle(at: Tensor, size: int) -> Tensor:
-        reach = (size + 1) // 2
-        return 1 - (at - (size - 1) / 2).abs() / reach
+        whole = (torch.ones_like(index[0]) if shape[1] == 1 else index[0] == index[1]).double()
+        for at, size in zip(index[2:], shape[2:], strict=True):
+            whole = whole * (1 - (at.double() - (size - 1) / 2).abs() / ((size + 1) // 2))
+        return whole
 
 
 @final
@@ -291,9 +274,7 @@ class DeformableRing(IndexFill):
     points: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("heads", "levels", "points"):
-            if not is_integer(getattr(self, name)):
-                raise ValueError(f"{name} must be a whole number of at least 1, but got {getattr(self, name)!r}")
+        check_integers(self, "heads", "levels", "points")
 
     def check(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         IndexFill.check(self, shape, dtype)

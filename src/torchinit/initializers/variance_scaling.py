@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, TypeAlias, final
+from typing import ClassVar, Literal, TypeAlias, final
 
 from torchinit._text import ShortStr
 from torchinit.initializers.elementwise import Constant, Fill, Normal, TruncNormal, Uniform
@@ -32,10 +32,7 @@ class _FanFormula(ShortStr):
             check_number(name, getattr(self, name, 1.0), least=0)
 
     def spread(self, site: Site, gain: float, mode: FanMode, distribution: Family) -> Fill:
-        """The fill of mean 0 and standard deviation gain / sqrt(fan).
-
-        The arithmetic is that of ``torch.nn.init``, operation by operation, so that the last bit agrees, too.
-        """
+        """The fill of mean 0 and standard deviation gain / sqrt(fan), by torch.nn.init's arithmetic to the last bit."""
         fan_in, fan_out = site.fans(self.fans)
         if not site.numel:  # nothing to write, and a fan of 0 has no root
             return Constant(0.0)
@@ -67,12 +64,11 @@ class VarianceScaling(_FanFormula):
     Normal(mean=0.0, std=0.2)
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ("layout",)
-
     scale: float = 1.0
     mode: FanMode = "fan_in"
     distribution: Family = "truncated_normal"
     fans: Convention = "torch"
+    looks_at: ClassVar[tuple[str, ...]] = ("layout",)
 
     def resolve(self, site: Site) -> Fill:
         return self.spread(site, math.sqrt(self.scale), self.mode, self.distribution)
@@ -89,11 +85,10 @@ class Xavier(_FanFormula):
     Normal(mean=0.0, std=0.1)
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ("layout",)
-
     gain: float = 1.0
     distribution: Family = "normal"
     fans: Convention = "torch"
+    looks_at: ClassVar[tuple[str, ...]] = ("layout",)
 
     def resolve(self, site: Site) -> Fill:
         return self.spread(site, self.gain, "fan_avg", self.distribution)
@@ -119,13 +114,12 @@ class Kaiming(_FanFormula):
     Normal(mean=0.0, std=0.2)
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ("layout", "activation")
-
     a: float = 0.0
     mode: FanMode = "fan_out"
     nonlinearity: Nonlinearity = "relu"
     distribution: Family = "normal"
     fans: Convention = "torch"
+    looks_at: ClassVar[tuple[str, ...]] = ("layout", "activation")
 
     def __post_init__(self) -> None:
         _FanFormula.__post_init__(self)
@@ -141,23 +135,6 @@ class Kaiming(_FanFormula):
         return self.spread(site, factor, self.mode, self.distribution)
 
 
-def asks_what_follows(init: object) -> bool:
-    """Whether an initializer, or one that it is made of, takes the gain of what follows the layer."""
-    if isinstance(init, Deferred):
-        return init.target_and_arguments()[1].get("nonlinearity") == "auto"
-    return getattr(init, "nonlinearity", None) == "auto" or any(map(asks_what_follows, _parts(init)))
-
-
-def asks_for_neutral(init: object) -> bool:
-    """Whether an initializer, or one that it is made of, is :class:`Neutral`."""
-    return isinstance(init, Neutral) or any(map(asks_for_neutral, _parts(init)))
-
-
-def _parts(init: object) -> tuple[object, ...]:
-    inner = getattr(init, "init", ())
-    return inner if isinstance(inner, tuple) else (inner,)
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class LeCun(_FanFormula):
@@ -167,10 +144,9 @@ class LeCun(_FanFormula):
     Uniform(a=-1.0, b=1.0)
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ("layout",)
-
     distribution: Family = "truncated_normal"
     fans: Convention = "torch"
+    looks_at: ClassVar[tuple[str, ...]] = ("layout",)
 
     def resolve(self, site: Site) -> Fill:
         return self.spread(site, 1.0, "fan_in", self.distribution)
@@ -185,9 +161,8 @@ class Caffe2Xavier(_FanFormula):
     Uniform(a=-1.0, b=1.0)
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ("layout",)
-
     fans: Convention = "torch"
+    looks_at: ClassVar[tuple[str, ...]] = ("layout",)
 
     def resolve(self, site: Site) -> Fill:
         return self.spread(site, gain("leaky_relu", 1.0), "fan_in", "uniform")
@@ -215,34 +190,20 @@ class TorchDefault(ShortStr):
     def resolve(self, site: Site) -> Fill:
         if not site.numel:
             return Constant(0.0)
-        if any(map(site.owner.is_a, _RECURRENT)):
-            gates = site.layout.blocks if site.layout else 1
-            hidden = site.shape[1] if site.leaf.startswith("weight_hr") else site.shape[0] // gates
-            return _within(hidden)
-        is_bias = site.parameter_kind == "bias"
+        is_bias, gates = site.parameter_kind == "bias", site.layout.blocks if site.layout else 1
         weight = site.weight if is_bias else site
-        if weight is None:
+        if any(map(site.owner.is_a, ("torch.nn.modules.rnn.RNNBase", "torch.nn.modules.rnn.RNNCellBase"))):
+            fan: float = site.shape[1] if site.leaf.startswith("weight_hr") else site.shape[0] // gates
+        elif weight is None:
             raise ValueError(f"{site.name!r} has no weight beside it that tells its bound")
-        if site.owner.is_a("torch.nn.Bilinear"):
-            return _within(weight.shape[1])
-        if is_bias:
-            return _within(weight.fans()[0])
-        return Kaiming(math.sqrt(5), "fan_in", "leaky_relu", "uniform").resolve(site)  # as torch: to the last bit
-
-
-_RECURRENT: Final = ("torch.nn.modules.rnn.RNNBase", "torch.nn.modules.rnn.RNNCellBase")
-
-
-def _within(fan: float) -> Fill:
-    bound = 1 / math.sqrt(fan) if fan else 0.0
-    return Uniform(-bound, bound)
-
-
-def asks_for_weight(init: object) -> bool:
-    """Whether an initializer may ask a bias for its weight: :class:`TorchDefault`, an expression, a user's own."""
-    if isinstance(init, (TorchDefault, Deferred)) or not type(init).__module__.startswith("torchinit."):
-        return True
-    return any(map(asks_for_weight, _parts(init)))
+        elif site.owner.is_a("torch.nn.Bilinear"):
+            fan = weight.shape[1]
+        elif is_bias:
+            fan = weight.fans()[0]
+        else:  # as torch: to the last bit
+            return Kaiming(math.sqrt(5), "fan_in", "leaky_relu", "uniform").resolve(site)
+        bound = 1 / math.sqrt(fan) if fan else 0.0
+        return Uniform(-bound, bound)
 
 
 @final
@@ -306,9 +267,8 @@ class Prior(ShortStr):
     Constant(val=-4.59511985013459)
     """
 
-    looks_at: ClassVar[tuple[str, ...]] = ()
-
     prob: float
+    looks_at: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if not 0 < check_number("prob", self.prob) < 1:
@@ -316,3 +276,29 @@ class Prior(ShortStr):
 
     def resolve(self, site: Site) -> Fill:
         return Constant(-math.log((1 - self.prob) / self.prob))
+
+
+# --- what an initializer asks of a site ------------------------------------------------------------------------------
+
+
+def asks_what_follows(init: object) -> bool:
+    """Whether an initializer, or one that it is made of, takes the gain of what follows the layer."""
+    if isinstance(init, Deferred):
+        return init.target_and_arguments()[1].get("nonlinearity") == "auto"
+    return getattr(init, "nonlinearity", None) == "auto" or any(map(asks_what_follows, _parts(init)))
+
+
+def asks_for_neutral(init: object) -> bool:
+    """Whether an initializer, or one that it is made of, is :class:`Neutral`."""
+    return isinstance(init, Neutral) or any(map(asks_for_neutral, _parts(init)))
+
+
+def asks_for_weight(init: object) -> bool:
+    """Whether an initializer may ask a bias for its weight: :class:`TorchDefault`, an expression, a user's own."""
+    is_own = not type(init).__module__.startswith("torchinit.")
+    return is_own or isinstance(init, (TorchDefault, Deferred)) or any(map(asks_for_weight, _parts(init)))
+
+
+def _parts(init: object) -> tuple[object, ...]:
+    inner = getattr(init, "init", ())
+    return inner if isinstance(inner, tuple) else (inner,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -38,14 +39,7 @@ def is_exit(site: Site) -> bool:
 
 
 def with_exits(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
-    """The sites of a model whose roles are known, those that lead out of a block with what zero there does.
-
-    >>> from torchinit.knowledge.role_rules import with_roles
-    >>> from torchinit.model.sites import sites
-    >>> model = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, norm_first=True) for _ in range(2))
-    >>> [site.name for site in with_exits(model, with_roles(model, sites(model))) if site.exit == ""][:2]
-    ['0.self_attn.out_proj.weight', '0.self_attn.out_proj.bias']
-    """
+    """The sites of a model whose roles are known, those that lead out of a block with what zero there does."""
     sites = tuple(sites)
     exits = {view.name: view for site in sites for view in site.views if is_exit(view)}
     if not exits:
@@ -58,19 +52,14 @@ def with_exits(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
             start = names[id(block)]
             inside = {name.removeprefix(start): site for name, site in exits.items() if name.startswith(start)}
             alike = type(block), *((name, site.shape) for name, site in inside.items())
-            if inside and alike not in answers:
-                answers[alike] = _why_not(block, inside)
+            if inside and alike not in answers:  # one that cannot be run is taken at its role's word
+                answers[alike] = _NORMALIZED if answer(partial(_passes, block, inside)) is False else ""
             found |= {f"{start}{name}": answers[alike] for name in inside}
 
     def told(view: Site) -> Site:
         return changed(view, exit=found.get(view.name), aliases=tuple(map(told, view.aliases)))
 
     return tuple(told(site) if any(view.name in found for view in site.views) else site for site in sites)
-
-
-def _why_not(block: nn.Module, exits: Mapping[str, Site]) -> str:
-    """Why a block would not pass on what comes; empty where it does, and where it cannot be run."""
-    return _NORMALIZED if answer(lambda: _passes(block, exits)) is False else ""
 
 
 def _passes(block: nn.Module, exits: Mapping[str, Site]) -> bool:
@@ -98,12 +87,11 @@ def _passes(block: nn.Module, exits: Mapping[str, Site]) -> bool:
 
 def _made_up(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """A tensor in place of a block's: a vector with numbers, whatever is larger without memory."""
-    if tensor.dim() > 1:
-        made = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-    elif tensor.is_floating_point():
+    if tensor.dim() < 2 and tensor.is_floating_point():
         made = torch.rand(tuple(tensor.shape), generator=generator) + 0.5
     else:
-        made = torch.zeros(tuple(tensor.shape), dtype=tensor.dtype)
+        device = "meta" if tensor.dim() > 1 else "cpu"
+        made = torch.zeros(tuple(tensor.shape), dtype=tensor.dtype, device=device)
     return nn.Parameter(made, made.is_floating_point()) if isinstance(tensor, nn.Parameter) else made
 
 

@@ -11,8 +11,7 @@ from typing import Any, Final, TypeAlias
 from torch import nn
 
 from torchinit._frozen import changed
-from torchinit.knowledge.activations import activation_of, is_stock, known_as
-from torchinit.knowledge.gains import FREE
+from torchinit.knowledge.gains import FREE, activation_of, is_stock
 from torchinit.model.names import WRAPPERS, is_bare, normalize
 from torchinit.model.sites import Site, layer_class
 
@@ -21,7 +20,6 @@ Follower: TypeAlias = str | None
 Children: TypeAlias = Mapping[str, nn.Module]
 
 _LINEAR: Final = "linear"
-
 _LAYERS: Final = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 _LAYERS_BY_NAME: Final = frozenset({"transformers.pytorch_utils.Conv1D"})
 _NORMS: Final = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
@@ -74,20 +72,8 @@ _HOLDERS: Final = ("act_fn", "activation_fn", "activation", "act", "act1")
 def with_activations(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
     """The sites of a model, its layers' weights with what follows each: ``Site.activation``.
 
-    It is read off the structure; the model is not run, and its values are not looked at:
-
-    - In an ``nn.Sequential`` the next module follows, through dropout, pooling and the like, and after the last one
-      what follows the Sequential. A subclass with a ``forward`` of its own is a module like any other.
-    - In a block that holds an activation and exactly the layers of an MLP that is known (``gate_proj``, ``up_proj``,
-      ``down_proj``), or those of an attention, each layer has its part.
-    - A normalization that is registered right after a convolution of as many channels follows it.
-
+    It is read off the structure, as docs/reference/recipes.md tells of ``nonlinearity = "auto"``; the model is not run.
     Everything else is unknown. A tensor that several layers share is given one gain, so they have to agree on it.
-
-    >>> from torchinit.model.sites import sites
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.LeakyReLU(0.2), nn.Linear(8, 2))
-    >>> [site.activation for site in with_activations(model, sites(model)) if site.leaf == "weight"]
-    ['leaky_relu(0.2)', 'linear']
     """
     followers = followers_in(model)
     return tuple([_with_activation(site, followers) for site in sites])
@@ -95,8 +81,14 @@ def with_activations(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...
 
 def followers_in(model: nn.Module) -> dict[str, Follower]:
     """The nonlinearity behind each layer of a model, by the layer's name, as :func:`with_activations` finds it."""
-    followers: dict[str, Follower] = {}
-    _visit(*_unwrapped(model), _LINEAR, followers)
+    path, followers = [], dict[str, Follower]()
+    while len(model._modules) == 1 and not WRAPPERS.isdisjoint(model._modules) and not model._parameters:
+        ((key, inner),) = model._modules.items()  # wrappers around it, also those of unknown classes
+        if inner is None:
+            break
+        path.append(key)
+        model = inner
+    _visit(model, ".".join(path), _LINEAR, followers)
     if not is_bare(".\n".join((*followers, ""))):
         bare = {normalize(f"{name}.weight").rpartition(".")[0]: follower for name, follower in followers.items()}
         followers = {**bare, **followers}
@@ -125,43 +117,37 @@ def chains(model: nn.Module, likely: bool = False) -> list[list[tuple[str, str]]
     runs: list[list[tuple[str, str]]] = []
     inside: set[nn.Module] = set()
 
-    def runs_on(module: nn.Module, name: str) -> bool:
-        in_order = _runs_in_order(module) or _is_run_of_layers(module)
-        return in_order or (likely and _is_long_list(module) and not _SIDE_BY_SIDE.search(name))
-
     def visit(module: nn.Module, name: str) -> None:
         inside.add(module)
         if _is_layer(module) and is_stock(module):
             runs[-1].append((name, LAYER))
         elif activation := activation_of(module):
             runs[-1].append((name, activation))
-        elif runs_on(module, name):
+        elif _is_chain(module, name, likely):
             for key, child in module.named_children():
                 visit(child, f"{name}.{key}" if name else key)
         elif not _is_transparent(module):
             runs.append([])
 
     for name, module in model.named_modules():
-        if module not in inside and runs_on(module, name):
+        if module not in inside and _is_chain(module, name, likely):
             runs.append([])
             visit(module, name)
     return [run for run in runs if run]
 
 
-def _is_run_of_layers(module: nn.Module) -> bool:
-    layers = list(module.children()) if isinstance(module, nn.ModuleList) else []
-    widths = [(_width(layer, "in"), _width(layer, "out")) for layer in layers if _is_layer(layer)]
-    fit = all(before[1] == after[0] for before, after in pairwise(widths))
-    return len(widths) == len(layers) and len(set(widths)) > 1 and fit
-
-
-def _is_long_list(module: nn.Module) -> bool:
-    """Whether a list holds many layers of one kind, or runs of layers, that each take what the one before gives."""
-    children = list(module.children()) if isinstance(module, nn.ModuleList) else []
-    if len(children) < _MANY or len({type(child) for child in children}) > 1:
+def _is_chain(module: nn.Module, name: str, likely: bool) -> bool:
+    """Whether each child takes what the one before gives: of a list with layers of several shapes, or many alike."""
+    if not isinstance(module, nn.ModuleList):
+        return _runs_in_order(module)
+    children = list(module.children())
+    are_layers, are_alike = all(map(_is_layer, children)), len({*map(type, children)}) == 1
+    are_many = likely and are_alike and len(children) >= _MANY and not _SIDE_BY_SIDE.search(name)
+    if not (are_many or are_layers):
         return False
-    layers = [[each for each in child.modules() if _is_layer(each)] for child in children]
-    return all(layers) and all(_width(one[-1], "out") == _width(two[0], "in") for one, two in pairwise(layers))
+    layers = [[child] if are_layers else [each for each in child.modules() if _is_layer(each)] for child in children]
+    fit = all(layers) and all(_width(one[-1], "out") == _width(two[0], "in") for one, two in pairwise(layers))
+    return fit and (are_many or len({(_width(child, "in"), _width(child, "out")) for child in children}) > 1)
 
 
 def _with_activation(site: Site, known: Mapping[str, Follower]) -> Site:
@@ -174,18 +160,6 @@ def _with_activation(site: Site, known: Mapping[str, Follower]) -> Site:
         return site
     aliases = tuple(changed(alias, activation=activation) for alias in site.aliases)
     return changed(site, activation=activation, aliases=aliases)
-
-
-def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
-    """The model inside of the wrappers around it, also those of unknown classes, and its name in them."""
-    path = []
-    while len(model._modules) == 1 and not WRAPPERS.isdisjoint(model._modules) and not model._parameters:
-        ((key, inner),) = model._modules.items()
-        if inner is None:
-            break
-        path.append(key)
-        model = inner
-    return model, ".".join(path)
 
 
 def _visit(module: nn.Module, name: str, then: Follower, followers: dict[str, Follower]) -> Follower:
@@ -243,7 +217,9 @@ def _is_class_of_layers(cls: Any) -> bool:
 
 
 def _is_transparent(module: nn.Module) -> bool:
-    return (isinstance(module, _TRANSPARENT) and is_stock(module)) or bool(known_as(module, _TRANSPARENT_BY_NAME))
+    cls: Any = type(module)
+    is_by_name = not _TRANSPARENT_BY_NAME.isdisjoint(layer_class(cls).lineage)
+    return is_by_name or (isinstance(module, _TRANSPARENT) and is_stock(module))
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -299,7 +275,7 @@ def _block(module: nn.Module, children: Children, layers: Children, then: Follow
     block = _BLOCK_BY_LAYERS.get(names)
     named = [activations[key] for key in _HOLDERS if key in activations]
     activation = named[0] if named else distinct.pop() if len(distinct) == 1 else None
-    if block is None or activation is None or not _is_whole(block, children) or not _fit(block, layers):
+    if block is None or activation is None or not _is_whole(block, children, layers):
         return {}
     # A second activation may follow the last layer. So may one that comes after the block, unless the block adds
     # something to the layer's output, which does not show.
@@ -308,18 +284,15 @@ def _block(module: nn.Module, children: Children, layers: Children, then: Follow
     return {key: parts[part] for key, part in block.items()}
 
 
-def _is_whole(block: Mapping[str, str], children: Children) -> bool:
-    """Whether nothing with weights of its own, that may be called in between, is registered once the block begins."""
+def _is_whole(block: Mapping[str, str], children: Children, layers: Children) -> bool:
+    """Whether the layers of a block fit each other, with nothing that has weights, and may be called, in between."""
     begun = [*children][min(map([*children].index, block)) :]
     others = (children[key] for key in begun if key not in block)
-    return not any(parameter.dim() > 1 for other in others for parameter in other.parameters())
-
-
-def _fit(block: Mapping[str, str], layers: Children) -> bool:
-    """Whether the last layer of a block takes what the activated one gives, all of it or a half of a fused pair."""
+    # The last layer takes what the activated one gives, all of it or a half of a fused pair.
     outputs = [_width(layers[key], "out") for key, part in block.items() if part == _ACTIVATED]
     inputs = [_width(layers[key], "in") for key, part in block.items() if part == _LAST]
-    return all(output in (size, 2 * size) for output in outputs for size in inputs)
+    fit = all(output in (size, 2 * size) for output in outputs for size in inputs)
+    return fit and not any(parameter.dim() > 1 for other in others for parameter in other.parameters())
 
 
 def _width(layer: nn.Module, side: str) -> int:

@@ -1,18 +1,22 @@
-"""Gains: the factors of weights that make up for what a nonlinearity takes away of the signal."""
+"""Gains: the factors that make up for what a nonlinearity takes away of the signal; which one a module computes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from copy import deepcopy
-from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from functools import cache, lru_cache
+from types import BuiltinFunctionType, FunctionType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from torchinit._text import did_you_mean
+from torchinit.model.sites import layer_class
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     Nonlinearity: TypeAlias = str | Callable[[Any], Any]
 else:
     Nonlinearity = str  # what plain data can hold of it
@@ -30,8 +34,8 @@ _TORCH = {
 def gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
     r"""The gain for a nonlinearity: the values of ``torch.nn.init.calculate_gain``, and more.
 
-    For the names that torch knows, its own values (tanh 5/3 and selu 3/4 are found by experiment). For
-    the others the one that keeps the second moment of a standard normal input,
+    For the names that torch knows, its own values (tanh 5/3 and selu 3/4 are found by experiment). For the others the
+    one that keeps the second moment of a standard normal input,
 
     .. math:: \mathrm{gain} = 1 \big/ \sqrt{\mathbb{E}[f(z)^2]}, \quad z \sim N(0, 1)
 
@@ -54,9 +58,9 @@ def gain(nonlinearity: Nonlinearity, a: float = 0.0) -> float:
     if nonlinearity in _TORCH:
         return _TORCH[nonlinearity]
     if nonlinearity == "auto":
+        remedy = "name it, or give Kaiming(nonlinearity='auto') as the initializer of a rule"
         raise ValueError(
-            "'auto' is the nonlinearity that follows a layer, and without a model there is none: name it, or give"
-            " Kaiming(nonlinearity='auto') as the initializer of a rule"
+            f"'auto' is the nonlinearity that follows a layer, and without a model there is none: {remedy}"
         )
     return _numeric(nonlinearity)
 
@@ -85,13 +89,14 @@ def profile(function: Callable[[Any], Any]) -> Profile:
     ReLU does). By the trapezoid rule on 1,601 points of [-8, 8], which is also right for kinks and for functions that
     saturate. Raises ValueError for a function that makes no finite number of each, or only zeros.
 
-    >>> import torch
     >>> [round(value, 3) for value in profile(torch.tanh)[:3]]
     [1.593, 0.0, 1.178]
     """
     if isinstance(function, type):
         raise TypeError(f"{function.__name__} is a class; write {function.__name__}()")
-    z, weight = _grid()
+    z = torch.linspace(-8, 8, 1601, dtype=torch.float64)
+    weight = torch.exp(-z * z / 2)
+    weight /= weight.sum()
     value = _values(function, z)
     second = float((weight * value**2).sum())
     if not second > 0:
@@ -104,26 +109,15 @@ def profile(function: Callable[[Any], Any]) -> Profile:
     fixed = [
         low * (high / low) ** (before / (before - after))
         for low, high, before, after in zip(lengths, lengths[1:], kept, kept[1:], strict=False)
-        if (before > 1e-6 or before < -1e-6) and before * after <= 0
+        if abs(before) > 1e-6 and before * after <= 0
     ]
     return Profile(second**-0.5, float((weight * value).sum()), float((weight * square).sum()) / second, tuple(fixed))
 
 
-def _grid() -> tuple[Tensor, Tensor]:
-    """Points, and the mass of a standard normal around each."""
-    import torch
-
-    z = torch.linspace(-8, 8, 1601, dtype=torch.float64)
-    weight = torch.exp(-z * z / 2)
-    return z, weight / weight.sum()
-
-
 def _values(function: Callable[[Any], Any], points: Tensor) -> Tensor:
-    import torch
-
     with torch.no_grad():
         try:
-            if isinstance(function, torch.nn.Module):  # slopes learned in float32
+            if isinstance(function, nn.Module):  # slopes learned in float32
                 function = deepcopy(function).double()
             values = torch.as_tensor(function(points.clone()), dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):  # a function of numbers, such as math.tanh
@@ -134,15 +128,9 @@ def _values(function: Callable[[Any], Any], points: Tensor) -> Tensor:
 
 
 def gain_before(activation: str | None) -> float:
-    """The gain of a layer that this follows, as :attr:`Site.activation` has it; 1 where that is not known.
-
-    >>> gain_before("leaky_relu(0.5)") == gain("leaky_relu", 0.5), gain_before("norm"), gain_before(None)
-    (True, 1.0, 1.0)
-    """
-    if activation is None or activation == FREE:
-        return 1.0
-    name, _, slope = activation.removesuffix(")").partition("(")
-    return gain(name, float(slope or 0))
+    """The gain of a layer that this follows, as :attr:`Site.activation` has it; 1 where that is not known."""
+    name, _, slope = (activation or FREE).removesuffix(")").partition("(")
+    return 1.0 if name == FREE else gain(name, float(slope or 0))
 
 
 def nonlinearities() -> tuple[str, ...]:
@@ -182,10 +170,83 @@ def _numeric(nonlinearity: str) -> float:
     if function is None:
         near = did_you_mean(nonlinearity, [*nonlinearities(), "auto"])
         raise ValueError(f"unknown nonlinearity {nonlinearity!r}{near}")
-    # Simpson's rule; the kinks of all these functions fall on its nodes, so its order is kept. Beyond
-    # 12 standard deviations a normal holds less than 1e-32 of its mass.
+    # Simpson's rule; the kinks of all these functions fall on its nodes, so its order is kept. Beyond 12 standard
+    # deviations a normal holds less than 1e-32 of its mass.
     step, half = 1 / 64, 12 * 64
     weights = [1 if abs(i) == half else 4 if i % 2 else 2 for i in range(-half, half + 1)]
     points = (i * step for i in range(-half, half + 1))
     total = math.fsum(w * function(x) ** 2 * math.exp(-x * x / 2) for w, x in zip(weights, points, strict=True))
     return 1 / math.sqrt(total * step / 3 / math.sqrt(2 * math.pi))
+
+
+# --- activations: the nonlinearity that a module or a function computes, by the name under which gains know it -------
+
+_LIBRARIES: Final = ("torch.nn.", "timm.layers.", "transformers.", "torchvision.ops.", "einops.layers.")
+"""Where classes compute what their names say."""
+
+_BY_CLASS: Final[dict[type[nn.Module], str | Callable[[Any], str | None]]] = {
+    nn.CELU: lambda module: "elu" if module.alpha == 1 else None,
+    nn.ELU: lambda module: "elu" if module.alpha == 1 else None,
+    nn.GELU: lambda module: "gelu_tanh" if module.approximate == "tanh" else "gelu",
+    nn.Hardtanh: lambda module: {(-1, 1): "hardtanh", (0, 6): "relu6"}.get((module.min_val, module.max_val)),
+    nn.LeakyReLU: lambda module: f"leaky_relu({float(module.negative_slope)})",
+    nn.PReLU: lambda module: f"prelu({float(getattr(module, 'init', 0.25))})",
+    nn.Softplus: lambda module: "softplus" if module.beta == 1 else None,
+    nn.Hardswish: "hardswish", nn.Mish: "mish", nn.ReLU: "relu", nn.SELU: "selu", nn.SiLU: "silu",
+    nn.Sigmoid: "sigmoid", nn.Softsign: "softsign", nn.Tanh: "tanh",
+    nn.LogSoftmax: "linear", nn.Softmax: "linear",  # what a softmax is given are logits, which want no gain
+}  # fmt: skip
+
+_BY_NAME_IN: Final = {
+    "timm.layers.activations": {
+        "GELU": "gelu", "GELUTanh": "gelu_tanh", "HardSwish": "hardswish", "Mish": "mish", "QuickGELU": "quick_gelu",
+        "Sigmoid": "sigmoid", "Swish": "silu", "Tanh": "tanh",
+    },
+    "transformers.activations": {
+        "AccurateGELUActivation": "gelu_tanh", "FastGELUActivation": "gelu_tanh", "GELUActivation": "gelu",
+        "GELUTanh": "gelu_tanh", "LinearActivation": "linear", "MishActivation": "mish",
+        "NewGELUActivation": "gelu_tanh", "QuickGELUActivation": "quick_gelu",
+        "ReLUSquaredActivation": "relu_squared", "SiLUActivation": "silu",
+    },
+}  # fmt: skip
+_BY_NAME: Final = {f"{module}.{name}": known for module, names in _BY_NAME_IN.items() for name, known in names.items()}
+
+_BY_FUNCTION: Final[dict[object, str]] = {
+    F.elu: "elu", F.gelu: "gelu", F.hardswish: "hardswish", F.leaky_relu: "leaky_relu(0.01)", F.mish: "mish",
+    F.relu: "relu", F.relu6: "relu6", F.selu: "selu", F.sigmoid: "sigmoid", F.silu: "silu", F.softplus: "softplus",
+    F.softsign: "softsign", F.tanh: "tanh", torch.relu: "relu", torch.sigmoid: "sigmoid", torch.tanh: "tanh",
+}  # fmt: skip
+
+
+def activation_of(value: object) -> str | None:
+    """The nonlinearity of a module, or of a function of torch, with its slope; None if it is not known.
+
+    A name that :func:`torchinit.knowledge.gain` takes. A subclass computes what its base does, unless it has a
+    ``forward`` of its own: then nobody can tell. The slope of ``nn.PReLU`` is the one that it is made with.
+
+    >>> activation_of(nn.LeakyReLU(0.2)), activation_of(nn.GELU("tanh")), activation_of(F.silu)
+    ('leaky_relu(0.2)', 'gelu_tanh', 'silu')
+    >>> print(activation_of(nn.ELU(alpha=2.0)))
+    None
+    """
+    if isinstance(value, (FunctionType, BuiltinFunctionType)):
+        return _BY_FUNCTION.get(value)
+    if not isinstance(value, nn.Module) or not is_stock(value):
+        return None
+    cls: Any = type(value)
+    known = _of_class(cls)
+    return known(value) if callable(known) else known
+
+
+@lru_cache(maxsize=4096)
+def _of_class(cls: Any) -> str | Callable[[Any], str | None] | None:
+    """The nonlinearity of a class, or what tells it of a module."""
+    known = next((_BY_CLASS[above] for above in cls.__mro__ if above in _BY_CLASS), None)
+    return known or next((_BY_NAME[name] for name in layer_class(cls).lineage if name in _BY_NAME), None)
+
+
+def is_stock(module: nn.Module) -> bool:
+    """Whether the ``forward`` is that of a library whose classes compute what their names say."""
+    forward = getattr(type(module), "forward", None)
+    is_own = "forward" in vars(module) or not isinstance(forward, FunctionType)
+    return not is_own and str(forward.__module__).startswith(_LIBRARIES)

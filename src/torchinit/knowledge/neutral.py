@@ -28,8 +28,6 @@ _TORCH_NORMS = (
 )  # fmt: skip
 _FORWARDS = frozenset(cls.forward for cls in _TORCH_NORMS)
 _USUAL = {"weight": 1.0, "bias": 0.0}
-_NONE: Mapping[str, float] = {}
-
 KNOWN: dict[str, Mapping[str, float]] = {
     # It stands where a norm would, and only multiplies and adds.
     "transformers.models.mobilebert.modeling_mobilebert.NoNorm": _USUAL,
@@ -40,7 +38,7 @@ KNOWN: dict[str, Mapping[str, float]] = {
 _Shape: TypeAlias = tuple[int, ...]
 
 _LONG = 64
-_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _NORM = re.compile(r"norm(?!al(?!i[sz]))")  # LayerNorm and BatchNormalization, but not NormalHead
 _SHIFTS = frozenset({"bias", "beta", "shift"})
 
@@ -80,9 +78,8 @@ def neutrality(site: Site) -> str:
 def with_neutral(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
     """The sites of a model with the neutral values of its norms.
 
-    Torch's own norms are known. Any other layer whose parameters are vectors, or that is called a norm, is asked: a
-    copy of it is run, once for each distinct kind of layer, on the CPU and bounded in every way (``model.sandbox``).
-    All others have no neutral value: layer scales, gates, slopes of activations, norms that cannot be asked.
+    Torch's own norms are known. Any other layer whose parameters are vectors, or that is called a norm, is asked, once
+    for each distinct kind of layer: a copy of it is run in a sandbox. All others have none.
 
     >>> from torchinit.model.sites import sites
     >>> model = nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4))
@@ -95,7 +92,7 @@ def with_neutral(model: nn.Module, sites: Iterable[Site]) -> tuple[Site, ...]:
 def with_known(site: Site) -> Site:
     """The site with its neutral value, if that is known of its class."""
     lineage = site.owner.lineage
-    value = KNOWN.get(lineage[0], _NONE).get(site.leaf) if lineage and site.kind == "parameter" else None
+    value = KNOWN.get(lineage[0], {}).get(site.leaf) if lineage and site.kind == "parameter" else None
     if value is None and not site.aliases:
         return site
     return changed(site, neutral=value, aliases=tuple(map(with_known, site.aliases)))
@@ -147,20 +144,17 @@ def _asked(model: nn.Module, names: set[str]) -> dict[str, float]:
         shapes = {entry.leaf: tuple(entry.tensor.shape) for entry in entries}
         key = _kind(module), *shapes.items()
         if key not in answers:
-            answers[key] = _answer_of(module, shapes)
+            inherits = getattr(type(module), "forward", None) in _FORWARDS
+            answers[key] = _USUAL if inherits else {} if _is_block(module) else neutral_values(module, shapes)
         values.update({entry.name: answers[key][entry.leaf] for entry in entries if entry.leaf in answers[key]})
     return values
 
 
-def _answer_of(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[str, float]:
-    """The neutral values of a layer by the method that it inherits, or else by asking it."""
-    if getattr(type(module), "forward", None) in _FORWARDS:
-        return _USUAL
-    # With parameters below it is a block, whose own scale is that of a branch; slopes of its activation are let pass.
+def _is_block(module: nn.Module) -> bool:
+    """Whether there are parameters below, so that its own scale is that of a branch; slopes of its activation pass."""
     children = [child for name, child in module.named_children() if name != "parametrizations"]
     below = (layer for child in children for layer in child.modules() if not isinstance(layer, nn.PReLU))
-    is_block = any(True for layer in below for _ in layer.parameters(recurse=False))
-    return {} if is_block else neutral_values(module, shapes)
+    return any(True for layer in below for _ in layer.parameters(recurse=False))
 
 
 def _kind(module: nn.Module) -> object:
@@ -184,24 +178,21 @@ def _frozen(value: Any, module: nn.Module) -> object:
     if type(value) in (list, tuple, dict, torch.Size) and len(value) <= _LONG:
         items = value.items() if isinstance(value, dict) else value
         return type(value), *(_frozen(item, module) for item in items)
-    return (type(value), value) if value is None or isinstance(value, _PLAIN) else id(value)
+    return (type(value), value) if isinstance(value, _PLAIN) else id(value)
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
 
 _Run: TypeAlias = Callable[[Mapping[str, float], Tensor], Tensor]
 """Runs a layer with a number for each of its parameters on an input."""
-
 _Makers: TypeAlias = tuple[Callable[[Tensor], Tensor], ...]
 """Functions that make the inputs after the first from the first."""
-
 _WIDE = 1 << 16
 """A layer wider than this is asked with the most usual input alone."""
 
 _CLOSE = 0.02
 _MARKED = 0.25
 """Relative differences up to the first count as none; those beyond the second do not come by chance."""
-
 _LOUD = 2.5
 """The factor by which the size of a neutral norm's output may differ from 1: gates and activations change it."""
 
@@ -225,20 +216,17 @@ def neutral_values(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[s
     >>> neutral_values(nn.RMSNorm(8), {"weight": (8,)})
     {'weight': 1.0}
     """
-    return answer(partial(_search, module, shapes)) or {}
 
-
-def _search(module: nn.Module, shapes: Mapping[str, _Shape]) -> Mapping[str, float]:
-    """The answer for the first input on which the layer acts as a norm."""
-    for shape in _input_shapes(module, max(shapes.values(), key=math.prod)):
-        x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
-        for training in (True, False):
-            values = _answer_on(module, shapes, training, x)
-            if values:
+    def search() -> Mapping[str, float]:
+        """The answer for the first input on which the layer acts as a norm."""
+        for shape in _input_shapes(module, max(shapes.values(), key=math.prod)):
+            x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
+            answers = (_answer_on(module, shapes, training, x) for training in (True, False))
+            if values := next((values for values in answers if values is not None), None):
                 return values
-            if values is not None:
-                break
-    return {}
+        return {}
+
+    return answer(search) or {}
 
 
 def _answer_on(
@@ -278,8 +266,8 @@ def _input_shapes(module: nn.Module, shape: _Shape) -> Iterator[_Shape]:
     if len(core) > 1:
         return
     (channels,) = core
-    yield from ((batch, channels, *image), (batch, *image, channels), (batch, channels, time))
-    yield (batch, channels, time, *image)
+    yield (batch, channels, *image)
+    yield from ((batch, *image, channels), (batch, channels, time), (batch, channels, time, *image))
     attributes = [value for key, value in vars(module).items() if key not in INTERNAL]
     for heads in dict.fromkeys(value for value in attributes if type(value) is int and 1 < value < channels):
         if channels % heads == 0:

@@ -11,6 +11,7 @@ from fnmatch import translate
 from functools import cache, lru_cache
 from importlib.metadata import EntryPoint
 from importlib.resources import files
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from torch import nn
@@ -23,7 +24,7 @@ from torchinit.errors import ConfigError
 from torchinit.model.names import WRAPPERS, check_glob, glob_matches
 from torchinit.model.sites import Site
 from torchinit.model.traversal import HeldTensor, walk_tensors
-from torchinit.serialization.plugins import described, plugins, read_plugin, unloadable
+from torchinit.serialization.registry import described, plugins, read_plugin, unloadable
 
 UNSURE: Final = "unsure"
 """The name of the role that nobody knows."""
@@ -31,14 +32,10 @@ UNSURE: Final = "unsure"
 _WRAPPERS: Final = frozenset({"linear", "base_layer"}) | WRAPPERS
 """Layers that are wrapped in a module of their own, whose name tells then: ``q_proj.base_layer.weight`` of LoRA."""
 
-_RECURRENT: Final = (nn.RNNBase, nn.modules.rnn.RNNCellBase)
 BIAS: Final = ".bias"
 """The end of the role of a bias, behind that of its weight."""
 
-_BY_CODE: Final = (
-    *("norm.scale", "norm.shift", "conv", "conv.depthwise", "conv.pointwise", "head.lm", "mlp.gate_up", "mlp.down"),
-    *("buffer", UNSURE),
-)
+_BY_CODE: Final = "norm.scale norm.shift conv conv.depthwise conv.pointwise head.lm mlp.gate_up mlp.down buffer unsure"
 """The roles that no rule of a file has to give."""
 
 
@@ -65,10 +62,6 @@ class _Place:
     around: tuple[str, ...]
     beside: tuple[str, ...]
     ndim: int
-
-    @property
-    def parent(self) -> str:
-        return self.near[-1] if self.near else "the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +99,7 @@ class RoleRule:
                 if found is None:
                     return ""
                 reasons.append(text.format(found))
-        return ", ".join([*reasons, *([f"of {place.ndim} dimensions"] if self.ndim else [])])
+        return ", ".join(reasons + [f"of {place.ndim} dimensions"] * bool(self.ndim))
 
 
 def read_rules(text: str) -> tuple[RoleRule, ...]:
@@ -117,19 +110,17 @@ def read_rules(text: str) -> tuple[RoleRule, ...]:
     """
     try:
         data = tomllib.loads(text)
-        words = data.get("words", {})
-        return tuple(_rule(entry, words) for entry in data["rules"])
+        return tuple(_rule(entry, data.get("words", {})) for entry in data["rules"])
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"these are not rules of roles: {error}") from None
 
 
 def _rule(entry: Mapping[str, Any], words: Mapping[str, str]) -> RoleRule:
-    values: dict[str, Any] = dict(entry)
-    for name in ("leaf", "near", "around", "layer", "beside"):
-        if name in values:
-            globs = values[name].format_map(words).split()
-            values[name] = re.compile("|".join(map(translate, globs)), re.IGNORECASE * (name in ("near", "around")))
-    return RoleRule(**values | {"ndim": tuple(values.get("ndim", ()))})
+    values: dict[str, Any] = {**entry, "ndim": tuple(entry.get("ndim", ()))}
+    for name in values.keys() & {"leaf", "near", "around", "layer", "beside"}:
+        globs = values[name].format_map(words).split()
+        values[name] = re.compile("|".join(map(translate, globs)), re.IGNORECASE * (name in ("near", "around")))
+    return RoleRule(**values)
 
 
 @cache
@@ -153,7 +144,7 @@ def _offered(point: EntryPoint) -> tuple[RoleRule, ...]:
 
 def all_rules() -> tuple[RoleRule, ...]:
     """The rules in the order in which they are tried: those of :func:`register_roles`, of plug-ins, of the package."""
-    return (*_OWN, *(rule for point in plugins(_PLUGINS).values() for rule in _offered(point)), *_shipped())
+    return (*_OWN, *chain.from_iterable(map(_offered, plugins(_PLUGINS).values())), *_shipped())
 
 
 def known_roles() -> dict[str, str]:
@@ -163,7 +154,7 @@ def known_roles() -> dict[str, str]:
     'torchinit'
     """
     offers = [(_offered(point), described(point)) for point in plugins(_PLUGINS).values()]
-    found = dict.fromkeys(_BY_CODE, "torchinit")
+    found = dict.fromkeys(_BY_CODE.split(), "torchinit")
     for rules, whose in ((_shipped(), "torchinit"), *offers, (_OWN, "register_roles")):
         for rule in rules:
             found.setdefault(rule.role, whose)
@@ -183,7 +174,7 @@ def roles(model: nn.Module) -> Mapping[str, Role]:
 
     A role is a word such as ``attn.q``, ``mlp.down``, ``norm.scale``; a bias has that of its weight, with ``.bias``.
     What no rule knows is ``unsure``, never a guess. A tied tensor has one role under all of its names, that of an
-    embedding if it is one, and is listed under the first. Raises TypeError for anything but a model.
+    embedding if it is one, and is listed under the first. Raises TypeError for what is not a model.
 
     >>> model = nn.TransformerEncoderLayer(8, 2, 16)
     >>> {name: role.name for name, role in roles(model).items() if name.startswith("linear1")}
@@ -243,20 +234,14 @@ class _Roles(Mapping[str, Role]):
 
 
 def with_roles(model: nn.Module, sites: Iterable[Site], held: Iterable[HeldTensor] | None = None) -> tuple[Site, ...]:
-    """The sites of a model, each with what it is for: ``Site.role``. ``held`` is what ``walk_tensors`` has just found.
-
-    >>> from torchinit.model.sites import sites
-    >>> model = nn.TransformerEncoderLayer(8, 2, 16)
-    >>> [site.role for site in with_roles(model, sites(model)) if site.name.startswith("linear")]
-    ['mlp.in', 'mlp.in.bias', 'mlp.out', 'mlp.out.bias']
-    """
+    """The sites of a model, each with what it is for: ``Site.role``. ``held`` is what ``walk_tensors`` found."""
     found = _roles_of(model, walk_tensors(model) if held is None else held)
-    named = []
-    for site in sites:
+
+    def with_role(site: Site) -> Site:
         role = found[site.name].name if site.name in found else None
-        aliases = tuple(changed(alias, role=role) for alias in site.aliases)
-        named.append(changed(site, role=role, aliases=aliases))
-    return tuple(named)
+        return changed(site, role=role, aliases=tuple(changed(alias, role=role) for alias in site.aliases))
+
+    return tuple(map(with_role, sites))
 
 
 def role_matches(glob: str, role: str) -> bool:
@@ -276,7 +261,7 @@ def role_matches(glob: str, role: str) -> bool:
 @lru_cache(maxsize=8)
 def _known(rules: tuple[RoleRule, ...]) -> frozenset[str]:
     """The roles that there are, with and without what stands in brackets."""
-    roles = {rule.role.removesuffix(BIAS) for rule in rules}.union(_BY_CODE)
+    roles = {rule.role.removesuffix(BIAS) for rule in rules}.union(_BY_CODE.split())
     return frozenset(roles | {role.partition("[")[0] for role in roles})
 
 
@@ -297,19 +282,18 @@ def _head(glob: str) -> str:
 def _told_by_shapes(named: Mapping[str, Role], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Role]]:
     """The weights whose roles two shapes tell: gate and up in one, and a head over the vocabulary."""
     tables = {shapes[name][0] for name, role in named.items() if role.name == "embed.token" and shapes[name]}
-    ways_out = {_parent(name): name for name, role in named.items() if role.name == "mlp.out"}
+
+    def parent(name: str) -> str:
+        return name.rpartition(".")[0].rpartition(".")[0]
+
+    ways_out = {parent(name): name for name, role in named.items() if role.name == "mlp.out"}
     for name, role in [*named.items()]:
-        out = ways_out.get(_parent(name), "")
+        out = ways_out.get(parent(name), "")
         if role.name == "head.task" and shapes[name] and shapes[name][0] in tables:
             yield name, role._replace(name="head.lm", why=f"{role.why}, as many rows as tokens")
         elif role.name == "mlp.in" and out and shapes[name][:1] == (2 * shapes[out][-1],):
             yield name, role._replace(name="mlp.gate_up", why=f"{role.why}, twice the rows that {out} takes")
             yield out, named[out]._replace(name="mlp.down")
-
-
-def _parent(name: str) -> str:
-    """The module around the layer that a weight belongs to."""
-    return name.rpartition(".")[0].rpartition(".")[0]
 
 
 def _shape(entry: HeldTensor) -> tuple[int, ...]:
@@ -325,18 +309,11 @@ def _role_of(entry: HeldTensor, modules: Mapping[str, nn.Module], ndim: int, rul
     for rule in rules:
         if why := rule.why(place):
             return Role(rule.role + BIAS * (place.is_bias and rule.bias is None), why)
-    return _convolution(owner, place) or Role(UNSURE, f"no rule knows {place.leaf!r} in {place.parent}", sure=False)
-
-
-def _convolution(owner: nn.Module, place: _Place) -> Role | None:
-    if not isinstance(owner, nn.modules.conv._ConvNd):
-        return None
-    kind = "conv"
-    if owner.groups == owner.in_channels > 1:
-        kind = "conv.depthwise"
-    elif set(owner.kernel_size) == {1}:
-        kind = "conv.pointwise"
-    return Role(kind + BIAS * place.is_bias, f"of a {place.layer[0]}")
+    if isinstance(owner, nn.modules.conv._ConvNd):
+        is_depthwise, is_pointwise = owner.groups == owner.in_channels > 1, set(owner.kernel_size) == {1}
+        kind = "conv.depthwise" if is_depthwise else "conv.pointwise" if is_pointwise else "conv"
+        return Role(kind + BIAS * place.is_bias, f"of a {place.layer[0]}")
+    return Role(UNSURE, f"no rule knows {place.leaf!r} in {place.near[-1]}", sure=False)
 
 
 def _is_norm(owner: nn.Module, entry: HeldTensor) -> bool:
@@ -350,7 +327,8 @@ def _is_norm(owner: nn.Module, entry: HeldTensor) -> bool:
 def _place(entry: HeldTensor, modules: Mapping[str, nn.Module], ndim: int) -> _Place:
     path = entry.place.name.split(".") if entry.place.name else []
     owner = type_before_parametrizations(entry.place.module)
-    is_bias = entry.leaf == "bias" or (issubclass(owner, _RECURRENT) and entry.leaf.startswith("bias"))
+    is_recurrent = issubclass(owner, (nn.RNNBase, nn.modules.rnn.RNNCellBase))
+    is_bias = entry.leaf == "bias" or (is_recurrent and entry.leaf.startswith("bias"))
     leaf, holder = entry.leaf, path  # the word that tells, and the way to the module that holds what is called so
     if entry.leaf in ("weight", "bias") and path:
         names = [name for name in path if name not in _WRAPPERS] or path
@@ -371,14 +349,11 @@ def _place(entry: HeldTensor, modules: Mapping[str, nn.Module], ndim: int) -> _P
     )
 
 
-_SEVERAL: Final = frozenset({"attn.qkv", "attn.kv", "mlp.gate_up"})
-
-
 def role_of_several(word: str) -> str:
     """The role of a weight that holds several side by side, by the name of its layer alone; empty for any other.
 
     >>> role_of_several("query_key_value"), role_of_several("q_proj")
     ('attn.qkv', '')
     """
-    named = (rule for rule in _shipped() if rule.role in _SEVERAL and rule.leaf and not rule.near)
-    return next((rule.role for rule in named if rule.leaf and rule.leaf.fullmatch(word)), "")
+    several = [rule for rule in _shipped() if rule.role in ("attn.qkv", "attn.kv", "mlp.gate_up") and not rule.near]
+    return next((rule.role for rule in several if rule.leaf and rule.leaf.fullmatch(word)), "")

@@ -24,7 +24,7 @@ from torchinit.model.sandbox import Poison, poisoned_memory
 from torchinit.model.traversal import HeldTensor, walk_modules, walk_tensors
 from torchinit.noise import seeded_generators
 from torchinit.recipes import RecipeLike, schemes
-from torchinit.recipes.refusals import check_model
+from torchinit.recipes.checks import check_model
 from torchinit.rules.rule import Value
 from torchinit.tracing import Trace, Write, line_of_user, trace
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
 from torchinit.linting.target import LintTarget
-from torchinit.serialization.plugins import load_plugin, plugins
+from torchinit.serialization.registry import load_plugin, plugins
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
 

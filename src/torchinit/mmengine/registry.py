@@ -17,7 +17,7 @@ from torch import nn
 
 from torchinit._text import did_you_mean
 from torchinit.errors import TorchinitError
-from torchinit.initializers.synonyms import hint
+from torchinit.initializers.functions import hint
 from torchinit.mmengine.log import log
 from torchinit.rules.catalog import INITIALIZERS
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchinit._frozen import quickly_made
 from torchinit._text import full_name
-from torchinit.serialization.plugins import load_plugin, plugins
+from torchinit.serialization.registry import load_plugin, plugins
 
 ParameterKind = Literal["weight", "bias", "other"]
 

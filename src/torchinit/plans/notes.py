@@ -14,9 +14,8 @@ from torchinit.initializers.base import Blockwise, Fill, ScaledFill, Wrapper
 from torchinit.initializers.composed import Padded, innermost
 from torchinit.initializers.elementwise import Constant, TruncNormal
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, Identity, Orthogonal, dirac_ones
-from torchinit.initializers.moments import Moments
 from torchinit.initializers.source import is_verbatim
-from torchinit.initializers.statistics import too_fine
+from torchinit.initializers.statistics import Moments, too_fine
 from torchinit.initializers.tables import Bilinear
 from torchinit.initializers.variance_scaling import Kaiming, asks_what_follows
 from torchinit.knowledge.neutral import neutrality

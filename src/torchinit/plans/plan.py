@@ -24,7 +24,7 @@ from torchinit._text import (
 from torchinit.errors import CheckpointError, PlanError
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.load_report import LoadReport, by_field
-from torchinit.initializers.moments import Moments
+from torchinit.initializers.statistics import Moments
 from torchinit.model.sites import Site
 from torchinit.plans.diff import Diff
 from torchinit.rules.catalog import SCHEMA

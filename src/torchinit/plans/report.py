@@ -19,8 +19,7 @@ from torchinit._text import by_reason, count, did_you_mean, dtype_name, shape_te
 from torchinit.errors import ReportError
 from torchinit.initializers.base import Fill
 from torchinit.initializers.load_report import LoadReport, by_field
-from torchinit.initializers.moments import Moments
-from torchinit.initializers.statistics import deviations
+from torchinit.initializers.statistics import Moments, deviations
 from torchinit.pages import Page, Section
 from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
 from torchinit.plans.origin import Origin

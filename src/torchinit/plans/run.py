@@ -18,9 +18,8 @@ from torchinit._collector import collector_paused
 from torchinit._text import count
 from torchinit.errors import RunError
 from torchinit.initializers.elementwise import Constant, Drawn, Fill, write_each
-from torchinit.initializers.moments import Moments
 from torchinit.initializers.source import is_verbatim
-from torchinit.initializers.statistics import measure, measure_each
+from torchinit.initializers.statistics import Moments, measure, measure_each
 from torchinit.model.dtensor import BEHIND, behind, blank_shards, shards_of
 from torchinit.model.shards import Shard
 from torchinit.model.traversal import HeldTensor, walk_tensors

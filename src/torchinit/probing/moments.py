@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchinit._folding import Column, Group, Row, fold
 from torchinit._text import count, dtype_name, shape_text
 from torchinit.errors import RunError
-from torchinit.initializers.moments import Moments, truncated
+from torchinit.initializers.statistics import Moments, truncated
 from torchinit.model.dtensor import local_part
 from torchinit.model.names import normalize
 from torchinit.plans.fingerprint import fingerprint

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Final
+from typing import Any
 
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
@@ -47,26 +47,24 @@ class Argument:
         """The value, if the argument may have it; raises ValueError."""
         what = f" ({name}: {self.meaning})" if self.meaning else ""
         if self.choices:
-            if value not in self.choices or not isinstance(value, str):
-                one_of = ", ".join(map(repr, self.choices))
-                raise ValueError(f"must be one of {one_of}, but got {value!r}{did_you_mean(str(value), self.choices)}")
-            return value
+            if isinstance(value, str) and value in self.choices:
+                return value
+            one_of = ", ".join(map(repr, self.choices))
+            raise ValueError(f"must be one of {one_of}, but got {value!r}{did_you_mean(str(value), self.choices)}")
         if isinstance(self.default, bool):
-            if not isinstance(value, bool):
-                raise ValueError(f"must be true or false, but got {value!r}{what}")
-            return value
-        if isinstance(value, str):
-            number = constant(value)
-            if isinstance(number, str):
-                raise ValueError(f"{value!r} asks for a fact of each site, but an argument is one number{what}")
-            value = number
+            if isinstance(value, bool):
+                return value
+            raise ValueError(f"must be true or false, but got {value!r}{what}")
+        if isinstance(value, str) and isinstance(value := constant(text := value), str):
+            raise ValueError(f"{text!r} asks for a fact of each site, but an argument is one number{what}")
         if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
             raise ValueError(f"must be a number, but got {value!r}{what}")
         value = int(value) if isinstance(value, Integral) else float(value)  # those of NumPy, too
         if isinstance(self.default, int) and not float(value).is_integer():
             raise ValueError(f"must be a whole number, but got {value!r}{what}")
-        if self.bounds is not None and not self.bounds[0] <= value <= self.bounds[1]:
-            raise ValueError(f"must lie in [{self.bounds[0]:g}, {self.bounds[1]:g}], but got {value!r}{what}")
+        low, high = self.bounds or (-math.inf, math.inf)
+        if not low <= value <= high:
+            raise ValueError(f"must lie in [{low:g}, {high:g}], but got {value!r}{what}")
         return value
 
 
@@ -87,11 +85,12 @@ class Given:
     @classmethod
     def to(cls, verb: str, keywords: Iterable[str], arguments: Mapping[str, Value] | None, named: Any) -> Given:
         """What a verb was given, in ``arguments`` or as keywords that it does not have itself; raises TypeError."""
-        if arguments is not None and not isinstance(arguments, Mapping):
+        arguments = {} if arguments is None else arguments
+        if not isinstance(arguments, Mapping):
             raise TypeError(f"arguments must be a mapping of names to values, but got {arguments!r}")
-        if twice := sorted((arguments or {}).keys() & named.keys()):
+        if twice := sorted(arguments.keys() & named.keys()):
             raise TypeError(f"{verb}() got the argument {twice[0]!r} twice, as a keyword and in arguments")
-        return cls({**(arguments or {}), **named}, verb if named else "", tuple(keywords))
+        return cls({**arguments, **named}, verb if named else "", tuple(keywords))
 
     def finish(self) -> None:
         """Raise TypeError for a keyword that nobody takes, ConfigError for another such argument."""
@@ -101,9 +100,6 @@ class Given:
             if self.verb:
                 raise TypeError(f"{self.verb}() got an unexpected keyword argument {name!r}{near}{takes}")
             raise ConfigError(f"there is no argument {name!r}{near}{takes}")
-
-
-_NOT_FOR_ARGUMENTS: Final = RESERVED | RESERVED_NAMES
 
 
 class RecipeReader(Reader):
@@ -125,7 +121,7 @@ class RecipeReader(Reader):
             return {}
         declared: dict[str, Argument] = {}
         for name, item in data.items():
-            if not str(name).isidentifier() or name in _NOT_FOR_ARGUMENTS:
+            if not str(name).isidentifier() or name in RESERVED | RESERVED_NAMES:
                 self.mistake(join(path, name), "cannot be the name of an argument: it is a word of recipes already")
                 continue
             table = item if isinstance(item, Mapping) else {"default": item}
@@ -144,10 +140,7 @@ class RecipeReader(Reader):
     def scope(
         self, declared: Mapping[str, Argument], fixed: Mapping[str, Data], path: str
     ) -> Iterator[Mapping[str, Value]]:
-        """Read what belongs to a recipe with these arguments; gives their values.
-
-        ``fixed`` are those that the entry that names the recipe has given: its own arguments may stand in them.
-        """
+        """Read what belongs to a recipe with these arguments; gives their values, ``fixed`` those of its entry."""
         before, values = (self._declared, self._values), dict[str, Value]()
         for name, argument in declared.items():
             at, value = join(path, name), argument.default
@@ -156,8 +149,8 @@ class RecipeReader(Reader):
                 if argument.is_expression:
                     value = bind(str(value), {**self._values, **values})
                 if name in fixed:
-                    text = isinstance(fixed[name], str) and not argument.choices
-                    value = argument.check(name, self.bind(fixed[name]) if text else fixed[name])
+                    is_expression = isinstance(fixed[name], str) and not argument.choices
+                    value = argument.check(name, self.bind(fixed[name]) if is_expression else fixed[name])
                 elif name in self._declared:
                     value = self._values[name]
                 elif name in self.given.values:

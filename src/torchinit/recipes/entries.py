@@ -26,14 +26,7 @@ Sizes: TypeAlias = int | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class EntryOptions:
-    """The keys of an entry besides its initializer: which sites, and how to treat them.
-
-    ``layer`` holds class names (also of a direct base; with ``subclasses`` of any), ``name`` globs of
-    qualified names, ``regex`` a pattern for the whole name, ``param`` last parts of names, ``within``
-    modules, ``role`` globs of roles; a site must fit all that are given, and no glob of ``exclude``; ``trainable`` says
-    whether it learns. ``blocks`` treats each block of a fused weight, ``batch_axes`` each weight of a stack, as a
-    tensor of its own. The others are those of :class:`torchinit.Rule`.
-    """
+    """The keys of an entry besides its initializer, as docs/reference/recipes.md tells: which sites, and how."""
 
     layer: Words = ()
     subclasses: bool = False
@@ -64,10 +57,9 @@ _BIAS: Final = Literal["keep"] | Initializer | None
 def entry_rules(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> tuple[Rule, ...]:
     """The rules of one entry; what is wrong with it is noted in the reader.
 
-    An entry with ``where`` and ``init`` is one rule. Any other has a ``type``, the initializer's arguments,
-    and the keys of :class:`EntryOptions`. Its rules come in the order in which they are written: the
-    initializer's, the biases', the overrides'. The ``origin`` of each is its path. With ``when`` it counts only where
-    the arguments of the recipe are so.
+    An entry with ``where`` and ``init`` is one rule. Any other has a ``type``, the initializer's arguments, and the
+    keys of :class:`EntryOptions`. Its rules come in the order in which they are written: the initializer's, the
+    biases', the overrides'. The ``origin`` of each is its path.
     """
     if "when" in data:
         holds = reader.holds(data["when"], join(path, "when"))
@@ -104,10 +96,10 @@ class _EntryReader:
     def _mistake(self, key: str, text: str) -> Any:
         return self.reader.mistake(f"{self.path}.{key}" if key else self.path, text)
 
-    def _try(self, key: str, build: Callable[[], Any]) -> Any:
+    def _try(self, key: str, build: Callable[..., Any], *arguments: object) -> Any:
         """Build something; a mistake at this key of the entry if that raises."""
         try:
-            return build()
+            return build(*arguments)
         except (TypeError, ValueError) as error:
             return self._mistake(key, str(error))
 
@@ -139,23 +131,23 @@ class _EntryReader:
             for key in self.data.keys() & {"blocks", "batch_axes"}:
                 self._mistake(key, f"means nothing beside {self.data['type']}, which loads a tensor as it is")
             return init
-        block = init
-        if block is not INVALID and (sizes := options.blocks) is not None:
-            block = self._try("blocks", lambda: Blocks(init, sizes))
-        if block is INVALID or options.batch_axes is None:
-            return block
-        return self._try("batch_axes", lambda: stacked(block, several(options.batch_axes)))
+        if init is not INVALID and options.blocks is not None:
+            init = self._try("blocks", Blocks, init, options.blocks)
+        if init is INVALID or options.batch_axes is None:
+            return init
+        return self._try("batch_axes", stacked, init, several(options.batch_axes))
 
     def _where(self, options: EntryOptions) -> Selector | None:
         """The selector of the entry's own sites; None where only its overrides select something."""
-        selectors = [
-            *self._selector("layer", partial(Layer, subclasses=options.subclasses)),
-            *self._selector("within", lambda *modules: any_within(modules)),
-            *self._selector("name", Name),
-            *self._selector("regex", Regex),
-            *self._selector("param", Leaf),
-            *self._selector("role", Roles),
-        ]
+        builders: Mapping[str, Callable[..., Selector]] = {
+            "layer": partial(Layer, subclasses=options.subclasses),
+            "within": lambda *modules: any_within(modules),
+            "name": Name,
+            "regex": Regex,
+            "param": Leaf,
+            "role": Roles,
+        }
+        selectors = [selector for key, build in builders.items() for selector in self._selector(key, build)]
         others = self._selector("exclude", lambda *globs: ~Name(*globs))
         if options is not INVALID and options.trainable is not None:
             others.append(Is("trainable" if options.trainable else "frozen"))
@@ -172,7 +164,7 @@ class _EntryReader:
             return []
         texts = several(self.data[key])
         is_full = bool(texts) and all(texts)
-        selector = self._try(key, lambda: build(*texts)) if is_full else self._mistake(key, "must not be empty")
+        selector = self._try(key, build, *texts) if is_full else self._mistake(key, "must not be empty")
         return [] if selector is INVALID else [selector]
 
     def _own_rules(self, options: EntryOptions, where: Selector, init: Any, bias: Any) -> list[Rule]:
@@ -189,7 +181,6 @@ class _EntryReader:
         return rules
 
     def _overrides(self, options: EntryOptions, is_sound: bool) -> Iterator[Rule]:
-        """The rules of all overrides."""
         data, path = self.data.get("override", ()), f"{self.path}.override"
         items = {f"{path}[{n}]": item for n, item in enumerate(data)} if is_sequence(data) else {path: data}
         for place, item in items.items():

@@ -6,7 +6,7 @@ import json
 import re
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -17,15 +17,14 @@ from torchinit._files import read_bounded
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError, MissingExtraError
 from torchinit.serialization.json import check_size, reject_duplicate_keys
-from torchinit.serialization.plugins import described, plugins, read_plugin, unloadable
 from torchinit.serialization.reading import Data
+from torchinit.serialization.registry import described, plugins, read_plugin, unloadable
 
 _PART: Final = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _DOTTED: Final = re.compile(rf"(?<![\w-])(?:{_PART}[ \t]*+\.[ \t]*+){{{limits.LEVELS}}}", re.ASCII)
 _LONG: Final = re.compile(rf"(?<![\w.+-])[\w.+-]{{{limits.TEXT_LENGTH}}}", re.ASCII)
 """A key of too many parts, and a number of too many digits, which tomllib would spend much time and memory on."""
-
-
+_TOO_MANY: Final = f"holds more than {limits.RECIPE_VALUES:,} values"
 _PLUGINS: Final = "torchinit.schemes"
 """The entry points of other packages: the name of a scheme, and the package that has it as a file NAME.toml."""
 
@@ -58,9 +57,8 @@ def read_scheme(name: str) -> Data:
 
 def shipped_schemes() -> dict[str, Traversable]:
     """The files of the recipes that come with the package, by name; they are not read."""
-    folder = resources.files("torchinit.recipes") / "schemes"
-    files = [item for item in folder.iterdir() if item.name.endswith(".toml")]
-    return {item.name.removesuffix(".toml"): item for item in sorted(files, key=lambda item: item.name)}
+    files = {item.name: item for item in (resources.files("torchinit.recipes") / "schemes").iterdir()}
+    return {name.removesuffix(".toml"): files[name] for name in sorted(files) if name.endswith(".toml")}
 
 
 def read_data(path: Path) -> Data:
@@ -102,8 +100,6 @@ def _yaml(text: str) -> Data:
         raise MissingExtraError("reading YAML", "yaml") from None
 
     class Bounded(Composer):
-        """What the parser finds as nodes, counted as they come."""
-
         values = level = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
@@ -126,20 +122,19 @@ def _yaml(text: str) -> Data:
             # Nodes first: an alias is one node in many places, and what is made of them copies merge keys' tables.
             if (node := reader.compose(text)) is None:
                 return None
-            _weigh(node, lambda node: [*_flat(node.value)] if isinstance(node.value, list) else node.value)
+            _weigh(node, _inside)
             return _weighed(reader.constructor.construct_document(node))
     except (YAMLError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # a table as a key, and such
-        mark, texts = (
-            getattr(error, "problem_mark", None),
-            (getattr(error, key, None) for key in ("context", "problem")),
-        )
+        mark = getattr(error, "problem_mark", None)
+        texts = (getattr(error, key, None) for key in ("context", "problem"))
         raise ValueError(f"line {mark.line + 1}: {', '.join(filter(None, texts))}" if mark else str(error)) from None
 
 
-def _flat(nodes: list[Any]) -> Iterator[Any]:
-    """The nodes of a list, or the keys and values of a table."""
-    for node in nodes:
-        yield from node if isinstance(node, tuple) else (node,)
+def _inside(node: Any) -> Any:
+    """The nodes in a list, the keys and values of a table, or the text of any other node."""
+    if not isinstance(node.value, list):
+        return node.value
+    return [each for item in node.value for each in (item if isinstance(item, tuple) else (item,))]
 
 
 def _weighed(data: Data) -> Data:
@@ -172,7 +167,5 @@ def _weigh(data: Any, items_of: Callable[[Any], Any]) -> None:
 
     weight(data)
 
-
-_TOO_MANY: Final = f"holds more than {limits.RECIPE_VALUES:,} values"
 
 _PARSERS: Final[dict[str, Callable[[str], Data]]] = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}

@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as short
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
-import torch
+from torch import Tensor, nn
 
 import torchinit._limits as limits
 from torchinit._text import closest, did_you_mean, short_repr
 from torchinit.errors import ConfigError
-from torchinit.initializers.composed import Padded
-from torchinit.initializers.elementwise import Constant, Initializer, TruncNormal
-from torchinit.initializers.functions import Function
-from torchinit.initializers.synonyms import meanings, spelling, synonyms
+from torchinit.initializers.elementwise import Initializer
+from torchinit.initializers.functions import Function, meanings, spelling, synonyms
 from torchinit.initializers.variance_scaling import Neutral
-from torchinit.model.sites import Site
-from torchinit.plans.plan import Plan, Reach
-from torchinit.plans.planner import make_plan
+from torchinit.plans.plan import Plan
 from torchinit.recipes.arguments import Given, RecipeReader
 from torchinit.recipes.entries import ENTRY_KEYS, SELECTING, entry_rules
-from torchinit.recipes.files import read_data, read_scheme, scheme_names, shipped_schemes
-from torchinit.recipes.refusals import check_recipe
+from torchinit.recipes.files import read_data, read_scheme, scheme_names
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA, example_of
 from torchinit.rules.rule import Recipe, Rule, Value
-from torchinit.rules.selectors import Kinds, Roles, Within
+from torchinit.rules.selectors import Kinds, Roles, Selector, Within
 from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
 
 RecipeLike: TypeAlias = str | os.PathLike[str] | Rule | Initializer | Function | Mapping[Any, Any] | Iterable[Any]
 """Everything that stands for a recipe, as :func:`to_rules` reads it."""
 
 _WORDS: Final = ("about", "arguments", "claims", "extends", "needs", "rules", "source")
-
+_SCHEME_WORDS: Final = frozenset({"type", "name", "optional", "when", "within"})
+_SCHEME_VALUES: Final = 200
+"""About the values that a scheme stands for: a recipe cannot name one over and over."""
 
 NEEDED: Final = "needed"
 """The label of rules that only say which roles a recipe needs."""
-
-_NO_DATA: Final[Mapping[str, Data]] = MappingProxyType({})
 
 
 def to_rules(recipe: RecipeLike, given: Given | None = None) -> Recipe:
@@ -62,23 +57,23 @@ def to_rules(recipe: RecipeLike, given: Given | None = None) -> Recipe:
     """
     check_recipe(recipe)
     given = given or Given()
+
+    def loaded(source: str | os.PathLike[str]) -> list[Rule]:
+        return [replace(rule, origin=f"{source} {rule.origin}") for rule in _load(source, given)]
+
     if isinstance(recipe, (str, os.PathLike)):
         rules = _load(recipe, given)
     else:
         data = list(recipe) if isinstance(recipe, Iterable) and not isinstance(recipe, (Mapping, Sequence)) else recipe
         if isinstance(data, (list, tuple)):
             # Only Python names files, in a list of its own: data never name a file to read, or an object to import.
-            data = [_loaded(item, given) if isinstance(item, (str, os.PathLike)) else item for item in data]
+            data = [loaded(item) if isinstance(item, (str, os.PathLike)) else item for item in data]
         hint = " (an init_cfg is for torchinit.mmengine.initialize)" if is_like_init_cfg(data) else ""
         rules = _decode(data, f"recipe{hint}", given)
     given.finish()
     if not rules:
         raise ConfigError("the recipe is empty, so nothing would be written: give it a rule")
     return rules
-
-
-def _loaded(source: str | os.PathLike[str], given: Given) -> list[Rule]:
-    return [replace(rule, origin=f"{source} {rule.origin}") for rule in _load(source, given)]
 
 
 def load_recipe(source: str | os.PathLike[str], arguments: Mapping[str, Value] | None = None, **named: Value) -> Recipe:
@@ -116,13 +111,13 @@ def _explain_unknown(name: str, shipped: Iterable[str]) -> str:
     entries = [{"type": row.type, **row.arguments, "name": "**.weight"} for row in rows]
     if near in ours:
         entries = [{"type": ours[near], **example_of(ours[near])}]
+    unknown = f"there is no file {name!r} and no scheme of this name"
     if not entries:
-        return f"there is no file {name!r} and no scheme of this name{did_you_mean(name, shipped)}"
+        return unknown + did_you_mean(name, shipped)
     texts = [f"{short_repr(decode_recipe(entry)[0].init)} in Python, or {entry} as data" for entry in entries]
-    instead = "; or ".join(dict.fromkeys(texts))
-    if near != spelling(name):
-        return f"there is no file {name!r} and no scheme of this name; for an initializer, write {instead}"
-    return f"{name!r} is the name of an initializer, not of a recipe; write {instead}"
+    instead = f"write {'; or '.join(dict.fromkeys(texts))}"
+    is_initializer = f"{name!r} is the name of an initializer, not of a recipe; {instead}"
+    return is_initializer if near == spelling(name) else f"{unknown}; for an initializer, {instead}"
 
 
 def decode_recipe(data: Data, source: str = "recipe", arguments: Mapping[str, Value] | None = None) -> Recipe:
@@ -179,19 +174,19 @@ def _rules(form: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
     elif "rules" in form or "extends" in form:
         yield from _recipe(form, path, reader)
     elif _is_entry(form) or (path and not form):
-        yield from _entry(form, path, reader)
+        is_scheme = form.get("type") == "scheme"
+        yield from _scheme(form, path, reader) if is_scheme else entry_rules(form, path or "rules[0]", reader)
     else:
         for glob, item in form.items():
             yield from _by_name(glob, item, f"{path or 'recipe'}[{glob!r}]", reader)
 
 
-def _entry(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterable[Rule]:
-    is_scheme = data.get("type") == "scheme"
-    return _scheme(data, path, reader) if is_scheme else entry_rules(data, path or "rules[0]", reader)
-
-
 def _recipe(
-    data: Mapping[Any, Data], path: str, reader: RecipeReader, scheme: str = "", fixed: Mapping[str, Data] = _NO_DATA
+    data: Mapping[Any, Data],
+    path: str,
+    reader: RecipeReader,
+    scheme: str = "",
+    fixed: Mapping[str, Data] = MappingProxyType({}),
 ) -> Iterator[Rule]:
     """The rules of a table with a list of rules; ``fixed`` are the arguments that the entry of a scheme gives."""
     for key in data:
@@ -203,10 +198,10 @@ def _recipe(
     for key in fixed.keys() - declared.keys():
         reader.mistake(join(path, key), f"there is no such argument{did_you_mean(key, declared)}")
     with reader.scope(declared, fixed, path) as values:
-        rules = [
-            *_needed(data.get("needs", ()), join(path, "needs"), reader),
-            *_base(data.get("extends"), path, reader),
-        ]
+        rules = [*_needed(data.get("needs", ()), join(path, "needs"), reader)]
+        if (extends := data.get("extends")) is not None:
+            table = extends if isinstance(extends, Mapping) else {"name": extends}
+            rules += _scheme({**table, "type": "scheme"}, join(path, "extends"), reader)
         if is_sequence(own := data.get("rules", ())):
             rules += _rules(own, join(path, "rules"), reader)
         else:
@@ -226,13 +221,6 @@ def _needed(needs: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
             reader.mistake(path, str(error))
 
 
-def _base(extends: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
-    """The rules of the scheme that a recipe goes on from: a name, or a table with its arguments."""
-    if extends is not None:
-        table = extends if isinstance(extends, Mapping) else {"name": extends}
-        yield from _scheme({**table, "type": "scheme"}, join(path, "extends"), reader)
-
-
 def _scheme(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterator[Rule]:
     """The rules of an entry that stands for a scheme: {type = "scheme", name = "t5", d_kv = 64, within = "encoder"}."""
     reader.spend(_SCHEME_VALUES)
@@ -244,7 +232,7 @@ def _scheme(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterat
     holds = reader.holds(data.get("when", {}), join(path, "when"))
     optional = reader.read(data.get("optional", False), bool, join(path, "optional"))
     within = reader.read(data.get("within", ""), str, join(path, "within"))
-    fixed = {key: item for key, item in data.items() if key not in _SCHEME_KEYS}
+    fixed = {key: item for key, item in data.items() if key not in _SCHEME_WORDS}
     before = len(reader.mistakes)
     rules = [*_recipe(read_scheme(name), path, reader, f"{name} within {within}" if within else name, fixed)]
     if INVALID in (optional, within) or len(reader.mistakes) > before or not holds:
@@ -252,11 +240,6 @@ def _scheme(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterat
     for rule in rules:
         where = Within(within) & rule.where if within else rule.where
         yield replace(rule, where=where, optional=rule.optional or optional)
-
-
-_SCHEME_KEYS: Final = frozenset({"type", "name", "optional", "when", "within"})
-_SCHEME_VALUES: Final = 200
-"""About the values that a scheme stands for: a recipe cannot name one over and over."""
 
 
 def _is_entry(data: Mapping[Any, Data]) -> bool:
@@ -302,14 +285,46 @@ def recipe_to_data(recipe: Recipe) -> Data:
     >>> recipe_to_data((Rule(Leaf("weight"), Normal(std=0.02)),))
     {'rules': [{'where': {'type': 'Leaf', 'names': ['weight']}, 'init': {'type': 'Normal', 'std': 0.02}}]}
     """
-    return {
-        "rules": [
-            SCHEMA.encode(replace(rule, origin="", scheme="", arguments={}), Rule, defaults=False) for rule in recipe
-        ]
-    }
+    bare = (replace(rule, origin="", scheme="", arguments={}) for rule in recipe)
+    return {"rules": [SCHEMA.encode(rule, Rule, defaults=False) for rule in bare]}
 
 
-# --- other readings of a recipe ---------------------------------------------------------------------------------
+# --- what is not a recipe --------------------------------------------------------------------------------------
+
+_NOT_A_RECIPE: Final = (
+    "{short} is not a recipe; write the path of a file, the name of a scheme, rules, entries such as"
+    " {{'type': 'Normal', 'std': 0.02, 'name': '**.weight'}}, or an initializer such as Normal(std=0.02)"
+)
+_A_NUMBER: Final = "{0!r} is a number, not a recipe; write Constant({0!r}), for each weight"
+_REMEDIES: Final[dict[type, str]] = {
+    type: "{0.__name__} is a class; write {0.__name__}()",
+    nn.Module: "a {0.__class__.__name__} is a model, not a recipe; to load it, write Rule('**', Pretrained(model))",
+    Selector: "{0!r} says where, and not what; write Rule({0!r}, Normal(std=0.02))",
+    Plan: "this is a plan, not a recipe; torchinit.plans.run(plan, torchinit.plans.local_shards(model), noise)"
+    " carries it out",
+    Set: "{short} has no order, and later rules win; write a list",
+    bool: _NOT_A_RECIPE,
+    int: _A_NUMBER,
+    float: _A_NUMBER,
+    bytes: _NOT_A_RECIPE,
+    Tensor: _NOT_A_RECIPE,
+}
+
+
+def check_recipe(recipe: object) -> None:
+    """Raise TypeError where something else is given in the place of a recipe, with what to write."""
+    remedy = next((text for kind, text in _REMEDIES.items() if isinstance(recipe, kind)), "")
+    if is_state_dict(recipe):
+        remedy = "this is a state dict, not a recipe; to load it, write Rule('**', Pretrained(state_dict))"
+    elif not (remedy or isinstance(recipe, (Rule, Initializer, Iterable)) or callable(recipe)):
+        remedy = _NOT_A_RECIPE
+    if remedy:
+        raise TypeError(remedy.format(recipe, short=short(recipe)))
+
+
+def is_state_dict(value: object) -> bool:
+    """Whether a value is a mapping of tensors."""
+    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
 
 
 def is_like_init_cfg(recipe: object) -> bool:
@@ -317,35 +332,3 @@ def is_like_init_cfg(recipe: object) -> bool:
     entries = [recipe] if isinstance(recipe, dict) else recipe if isinstance(recipe, (list, tuple)) else []
     others = ENTRY_KEYS - {"layer"}
     return bool(entries) and all(isinstance(e, dict) and "type" in e and not others & e.keys() for e in entries)
-
-
-def read_otherwise(plan: Plan, seed: object) -> list[str]:
-    """The sites that would not get the same values if the entries of a plan were read as an ``init_cfg``.
-
-    MMEngine writes the tensors that a layer calls weight and bias, buffers among them, and no others, padding rows too;
-    it loses a tensor that a parametrization computes anew, and draws truncated normals without a seed in its own way.
-    """
-    names, is_unseeded = {"weight", "bias"}, seed is None or isinstance(seed, torch.Generator)
-    written = [
-        step.site.name
-        for step in plan
-        if names.isdisjoint(view.leaf for view in step.site.views)
-        or (isinstance(step.fill, Padded) and step.fill.fill != Constant(0.0))
-        or step.site.parametrized
-        or (isinstance(step.fill, TruncNormal) and is_unseeded)
-    ]
-    rules = [*{id(step.rule): step.rule for step in plan}.values(), *(rule for rule, _ in plan.unused)]
-    buffers = [site for site in plan.untouched if site.kind == "buffer" and site.leaf in names]
-    return written + [site.name for site in buffers if any(rule.where.matches(site) for rule in rules)]
-
-
-def with_better(plan: Plan, known: Sequence[Site]) -> Plan:
-    """The plan of a model's sites; where a scheme reaches little of the model, with the schemes that reach more."""
-    plans = [make_plan(known, load_recipe(name)) for name in shipped_schemes()]
-    others = [reach for made in plans if not (made.problems or made.unused) for reach in made.reach]
-    others.sort(key=lambda reach: (-reach.share, reach.scheme != "general"))
-
-    def better(reach: Reach) -> tuple[Reach, ...]:
-        return tuple(other for other in others if reach.is_low and other.share > reach.share)
-
-    return replace(plan, reach=tuple(replace(reach, better=better(reach)) for reach in plan.reach))

@@ -13,7 +13,7 @@ from typing import Any, Final
 from torchinit.initializers import base, composed, elementwise, mapped, matrices, tables, variance_scaling
 from torchinit.initializers.elementwise import Constant, Fill, Initializer
 from torchinit.initializers.expressions import Computed, constant
-from torchinit.initializers.synonyms import hint
+from torchinit.initializers.functions import hint
 from torchinit.model.sites import Convention
 from torchinit.rules import selectors
 from torchinit.rules.selectors import Selector

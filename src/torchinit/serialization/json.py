@@ -89,20 +89,15 @@ def check_size(text: str | bytes, most: int = limits.JSON_VALUES) -> None:
 
 
 def unique_json(raw: bytes, most: int = limits.JSON_VALUES) -> Any:
-    """The data of JSON from strangers.
-
-    Raises ValueError for duplicate keys, for NaN, for what is not JSON, and for more values than ``most``.
-    """
+    """The data of JSON from strangers; ValueError for duplicate keys, NaN, more values than ``most``, or no JSON."""
     check_size(raw, most)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
     try:
-        return json.loads(
-            raw.decode("utf-8-sig"), object_pairs_hook=reject_duplicate_keys, parse_constant=_refuse_constant
-        )
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=reject_duplicate_keys, parse_constant=refuse)
     except DuplicateKeyError as error:
         raise ValueError(f"has the key {error.keys[0]!r} twice") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from error
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")

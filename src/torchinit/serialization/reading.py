@@ -171,8 +171,7 @@ def _kind_of(hint: Any) -> Kind:
 
 
 @cache
-def argument_kinds(cls: type) -> Mapping[str, Kind]:
-    """The kinds of the arguments of a dataclass."""
+def _argument_kinds(cls: type) -> Mapping[str, Kind]:
     return {name: kind_of(hint) for name, hint in argument_types(cls).items()}
 
 
@@ -203,16 +202,14 @@ def _object(hint: Any) -> Kind:
         return ("a number or " * bool(words.bare) + with_article(words.registry.kind)) if words else "a table"
 
     def fits(data: Data, reader: Reader) -> bool:
-        words = reader.vocabularies.get(hint)
-        if words is None:
-            return isinstance(data, Mapping if is_dataclass(hint) else hint)
-        return isinstance(data, (Mapping, hint)) or (words.bare is not None and _is_scalar(data))
+        if words := reader.vocabularies.get(hint):
+            return isinstance(data, (Mapping, hint)) or (words.bare is not None and _is_scalar(data))
+        return isinstance(data, Mapping if is_dataclass(hint) else hint)
 
     def read(data: Data, path: str, reader: Reader) -> Any:
-        words = reader.vocabularies.get(hint)
-        if words is None:
-            return reader.record(cast("type", hint), data, path) if is_dataclass(hint) else data
-        return reader.tagged(data, hint, words, path)
+        if words := reader.vocabularies.get(hint):
+            return reader.tagged(data, hint, words, path)
+        return reader.record(cast("type", hint), data, path) if is_dataclass(hint) else data
 
     return Kind(describe, fits, read)
 
@@ -221,10 +218,7 @@ def _object(hint: Any) -> Kind:
 
 
 class Reader:
-    """One pass over plain data, which goes on after a mistake: ``mistakes`` has them all, each with its path.
-
-    ``source`` is what the data are called in the error.
-    """
+    """One pass over plain data, called ``source`` in errors; it goes on after a mistake: ``mistakes`` has them all."""
 
     def __init__(self, vocabularies: Mapping[Any, TaggedUnion], source: str) -> None:
         self.vocabularies = vocabularies
@@ -309,8 +303,8 @@ class Reader:
         also: Iterable[str] = (),
     ) -> Any:
         """An object of this class, or INVALID; a misspelt argument may also have meant one of ``also``."""
-        at = at or (lambda key: join(path, key))
-        kinds = own = argument_kinds(cls)
+        at = at or partial(join, path)
+        kinds = own = _argument_kinds(cls)
         if text is not None and any(self._is_text(item, own.get(key)) for key, item in data.items()):
             kinds = {**{name: kind_of(hint) for name, hint in text.arguments.items()}, **own}
         before = len(self.mistakes)
@@ -333,13 +327,14 @@ class Reader:
         return isinstance(data, str) and kind is not None and kind.is_number and not kind.fits(data, self)
 
     def _argument(self, data: Data, kind: Kind, path: str, text: Expressions | None) -> Any:
-        if text is None or not self._is_text(data, kind):
-            return self.item(data, kind, path)
-        try:
-            number = text.parse(self.bind(data))
-        except ValueError as error:
-            return self.mistake(path, str(error))
-        return number if isinstance(number, str) else self.item(number, kind, path)
+        if text is not None and self._is_text(data, kind):
+            try:
+                data = text.parse(self.bind(data))
+            except ValueError as error:
+                return self.mistake(path, str(error))
+            if isinstance(data, str):
+                return data
+        return self.item(data, kind, path)
 
 
 def join(path: str, key: object) -> str:

@@ -1,26 +1,73 @@
-"""Registries: the names by which plain data call classes, and what may stand where one of them is wanted."""
+"""Registries: the names by which plain data call classes, plug-ins, and what may stand where one is wanted."""
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.resources.abc import Traversable
+from importlib.util import find_spec
 from typing import Any, TypeVar, overload
 
 from torchinit._text import did_you_mean, full_name, with_article
-from torchinit.serialization.plugins import load_plugin, unloadable
+from torchinit.errors import ConfigError
 
 _Class = TypeVar("_Class", bound=type)
+
+
+# --- plug-ins: what other packages offer under entry points; nothing is imported before it is needed --------------
+
+
+def plugins(group: str) -> Mapping[str, EntryPoint]:
+    """The entry points of a group by name; of two packages that offer one name, the one that is found first counts."""
+    return _found(group, tuple(sys.path))
+
+
+@lru_cache(maxsize=32)  # it takes milliseconds, and layouts are looked up for each class of a model
+def _found(group: str, path: tuple[str, ...]) -> Mapping[str, EntryPoint]:
+    return {point.name: point for point in reversed(tuple(entry_points(group=group)))}
+
+
+def load_plugin(point: EntryPoint, kind: str) -> Any:
+    """The object that an entry point names; ConfigError if its package does not have it."""
+    try:
+        return point.load()
+    except Exception as error:
+        raise unloadable(point, kind, error) from error
+
+
+def read_plugin(point: EntryPoint, kind: str) -> str:
+    """The text of the file NAME.toml in the package that an entry point NAME names; ConfigError if there is none."""
+    try:  # resources.files() would import the package
+        if (spec := find_spec(point.value)) is None:
+            raise ModuleNotFoundError(f"there is no package {point.value!r}")
+        loader: Any = spec.loader
+        folder: Traversable = loader.get_resource_reader(point.value).files()
+        return folder.joinpath(f"{point.name}.toml").read_text("utf-8")
+    except Exception as error:
+        raise unloadable(point, kind, error) from error
+
+
+def unloadable(point: EntryPoint, kind: str, error: Exception) -> ConfigError:
+    """The error of a plug-in that is not what its entry point promises."""
+    why = f"{type(error).__name__}: {error}"
+    return ConfigError(f"the plug-in for {kind} {point.name!r} ({point.value}) cannot be loaded: {why}")
+
+
+def described(point: EntryPoint) -> str:
+    """Say where a plug-in is from, for one that has not been imported."""
+    return f"{point.value}, of the package {point.dist.name if point.dist else '?'}"
 
 
 class ClassRegistry:
     """The classes that plain data can name, all of one kind; iterates over the names, sorted.
 
-    ``kind`` is their noun in messages, ``method`` one that each of them must have. Packages offer
-    more of them under the entry points ``group``; those are looked up only when a name is not known
-    otherwise, and are among the names once they were used. ``reserved`` are words that no argument of a class may be
+    ``kind`` is their noun in messages, ``method`` one that each must have. Packages offer more under the entry points
+    ``group``, which are among the names once they were used. ``reserved`` are words that no argument of a class may be
     called. ``near`` tells what an unknown name may have meant, as :func:`did_you_mean` does.
 
     >>> from dataclasses import dataclass
@@ -54,7 +101,7 @@ class ClassRegistry:
         return f"<Registry of {len(self)} {self.kind}s>"
 
     def __contains__(self, name: object) -> bool:
-        return name in self._classes or any(point.name == name for point in self.plugins())
+        return name in self._classes or name in plugins(self.group)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._classes))
@@ -68,32 +115,26 @@ class ClassRegistry:
     def register(self, *names: str, force: bool = False) -> Callable[[_Class], _Class]: ...
 
     def register(self, *names: str | _Class, force: bool = False) -> _Class | Callable[[_Class], _Class]:
-        """Register a dataclass under its own name or under the names given; a decorator.
+        """Register a dataclass under its own name or under those given; a decorator.
 
-        Raises ValueError for a name that is taken (``force=True`` replaces the class instead), and
-        TypeError for a class that cannot be built from plain data.
+        ValueError for a name that is taken, unless ``force``; TypeError for a class that plain data cannot build.
         """
 
         def add(cls: _Class) -> _Class:
             self._check(cls)
             own = [name for name in names if isinstance(name, str)] or [cls.__name__]
             for name in own:
-                if not force and self._classes.get(name, cls) is not cls:
-                    raise ValueError(
-                        f"{name!r} stands for {full_name(self._classes[name])} already, so not for {full_name(cls)};"
-                        " force=True replaces it"
-                    )
+                known = self._classes.get(name, cls)
+                if not (force or known is cls):
+                    taken = f"{name!r} stands for {full_name(known)} already, so not for {full_name(cls)}"
+                    raise ValueError(f"{taken}; force=True replaces it")
             self._classes.update(dict.fromkeys(own, cls))
             return cls
 
-        first = names[0] if names else None
-        return add(first) if isinstance(first, type) else add
+        return add(names[0]) if names and isinstance(names[0], type) else add
 
     def defer(self, *modules: str) -> None:
-        """Import these modules, which register classes, before the registry is next used.
-
-        So a layer above can own classes that data below can name, whichever of the two was imported.
-        """
+        """Import these modules, which register classes, before the registry is next used: those of layers above."""
         self._deferred += modules
 
     @property
@@ -104,8 +145,8 @@ class ClassRegistry:
 
     def _check(self, cls: type) -> None:
         if not (isinstance(cls, type) and is_dataclass(cls) and hasattr(cls, self.method)):
-            kind = with_article(self.kind)
-            raise TypeError(f"{cls!r} is not {kind}: it must be a dataclass with a method {self.method!r}")
+            wanted = f"{with_article(self.kind)}: it must be a dataclass with a method {self.method!r}"
+            raise TypeError(f"{cls!r} is not {wanted}")
         for method in sorted(getattr(cls, "__abstractmethods__", ())):
             raise TypeError(f"{full_name(cls)} is not finished: it has no method {method!r}")
         taken = self.reserved & set(cls.__dataclass_fields__)
@@ -113,16 +154,16 @@ class ClassRegistry:
             raise TypeError(f"{full_name(cls)} has an argument {min(taken)!r}, which is a word of every recipe entry")
 
     def get(self, name: str) -> type:
-        """The class that a name stands for.
-
-        Raises KeyError with the near name if there is none, and ConfigError if the package that offers it
-        cannot be loaded.
-        """
+        """The class of a name; KeyError with the near one if there is none, ConfigError if a plug-in does not load."""
         if name not in self._classes:
-            self._load(name)
-        if name not in self._classes:
-            known = [*self._classes, *(point.name for point in self.plugins())]
-            raise KeyError(f"unknown {self.kind} {name!r}{self.near(name, known)}")
+            offers = plugins(self.group)
+            if name not in offers:
+                raise KeyError(f"unknown {self.kind} {name!r}{self.near(name, [*self._classes, *offers])}")
+            offered = load_plugin(offers[name], self.kind)
+            try:
+                self.register(name)(offered)
+            except (TypeError, ValueError) as error:
+                raise unloadable(offers[name], self.kind, error) from error
         return self._classes[name]
 
     def name_of(self, cls: type) -> str:
@@ -134,15 +175,7 @@ class ClassRegistry:
 
     def plugins(self) -> Collection[EntryPoint]:
         """What other packages offer, used or not; nothing is imported."""
-        return entry_points(group=self.group) if self.group else ()
-
-    def _load(self, name: str) -> None:
-        for point in [point for point in self.plugins() if point.name == name][:1]:
-            offered = load_plugin(point, self.kind)
-            try:
-                self.register(name)(offered)
-            except (TypeError, ValueError) as error:
-                raise unloadable(point, self.kind, error) from error
+        return plugins(self.group).values()
 
 
 # --- what a field of an abstract type may hold ------------------------------------------------------------------
@@ -162,9 +195,8 @@ class Deferred(ABC):
 class Expressions:
     """The rules by which numbers may be given as text.
 
-    ``parse`` makes a number of it, or returns it if it must wait; it raises ValueError for what is
-    neither. ``build`` makes the object whose numbers must wait; it takes ``arguments`` besides those of
-    the class.
+    ``parse`` makes a number of it, or returns it if it must wait; it raises ValueError for what is neither. ``build``
+    makes the object whose numbers must wait; it takes ``arguments`` besides those of the class.
     """
 
     parse: Callable[[str], float | str]

@@ -76,8 +76,7 @@ class Schema:
     def encode(self, value: Any, hint: Hint, *, defaults: bool = True) -> Data:
         """The object as plain data; ``defaults=False`` leaves out what the class would fill in anyway.
 
-        One object becomes one piece of data, however often it is met. Raises ConfigError for an object whose class
-        has no registered name.
+        One object is one piece of data, however often it is met. ConfigError where a class has no registered name.
         """
         return _Writer(self.vocabularies, defaults).write(value, hint)
 

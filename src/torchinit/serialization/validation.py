@@ -41,3 +41,10 @@ def check_choice(name: str, value: object, choices: object) -> None:
     allowed = get_args(choices)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, but got {value!r}")
+
+
+def check_integers(value: object, *names: str, least: int = 1) -> None:
+    """Raise ValueError unless these attributes of an object are whole numbers that are not below ``least``."""
+    for name in names:
+        if not is_integer(number := getattr(value, name), least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, but got {number!r}")

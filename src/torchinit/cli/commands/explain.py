@@ -16,7 +16,7 @@ from torchinit.cli import options
 from torchinit.cli.arguments import ExplainedArgument, arguments_of, without_roles
 from torchinit.cli.errors import UsageError
 from torchinit.cli.examples import examples_of
-from torchinit.initializers.synonyms import hint
+from torchinit.initializers.functions import hint
 from torchinit.linting import known_checks
 from torchinit.probing import PROBE_CHECKS
 from torchinit.recipes import load_recipe, schemes

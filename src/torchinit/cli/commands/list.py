@@ -18,8 +18,7 @@ from torchinit.model.layouts import known_layers
 from torchinit.probing import PROBE_CHECKS
 from torchinit.recipes import schemes
 from torchinit.rules.catalog import INITIALIZERS, SELECTORS
-from torchinit.serialization.plugins import described
-from torchinit.serialization.registry import ClassRegistry
+from torchinit.serialization.registry import ClassRegistry, described
 from torchinit.transfer import TRANSFER_CHECKS
 
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from torchinit._text import abbreviate, count
-from torchinit.initializers.moments import Moments
-from torchinit.initializers.statistics import deviations, measure
+from torchinit.initializers.statistics import Moments, deviations, measure
 from torchinit.linting.registry import Hit, check
 from torchinit.linting.target import LintedTensor, LintTarget
 from torchinit.plans.notes import discrepancies

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from torchinit.initializers.moments import Moments
+from torchinit.initializers.statistics import Moments
 from torchinit.model.dtensor import local_part
 from torchinit.model.names import normalize
 from torchinit.probing.expectations.propagation import RULES, SPLITS, Expected, OperationCall, moved, step_of_norm
