@@ -15,8 +15,7 @@ from torchinit.api import draft, given_to
 from torchinit.distributed.collectives import run_collectively
 from torchinit.distributed.replicas import differing_replicas, equal_parts
 from torchinit.errors import ReportError
-from torchinit.linting.findings import Finding, Findings
-from torchinit.linting.registry import NEEDS, SEVERITIES, Check, Severity, select_checks
+from torchinit.linting.registry import NEEDS, Check, Findings, Severity, select_checks, sorted_findings
 from torchinit.linting.target import AcrossRanks, LintTarget
 from torchinit.model.dtensor import cut_dimensions, is_distributed
 from torchinit.model.ranks import Spread, over_group
@@ -94,11 +93,13 @@ def lint(
     # Many small tensors: a moment's work, of which the collector would take a fifth. Large ones may take minutes.
     is_short = sum(linted.site.numel for linted in target.tensors) <= _SHORT
     with collector_paused() if is_short else nullcontext():
-        findings = [finding for check in checks if check.needs in given for finding in _findings(check, target)]
-    return Findings(
-        tuple(sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code))),
-        tuple((check.code, NEEDS[check.needs]) for check in checks if check.needs not in given),
-    )
+        findings = [
+            check.finding(hit._replace(line=hit.line or target.line(hit.site)))
+            for check in checks
+            if check.needs in given
+            for hit in check.search(target)
+        ]
+    return sorted_findings(findings, ((one.code, NEEDS[one.needs]) for one in checks if one.needs not in given))
 
 
 def _across(model: nn.Module, spread: Spread) -> AcrossRanks:
@@ -110,13 +111,6 @@ def _across(model: nn.Module, spread: Spread) -> AcrossRanks:
         if not (is_distributed(parameter) and cut_dimensions(parameter))
     ]
     return AcrossRanks(equal, differing, spread(torch.initial_seed()), whole)
-
-
-def _findings(check: Check, target: LintTarget) -> Iterable[Finding]:
-    for site, message, severity, remedy, line in check.search(target):
-        yield Finding(
-            check.code, severity or check.severity, site, message, remedy or check.remedy, line or target.line(site)
-        )
 
 
 def assert_initialized(
@@ -142,7 +136,6 @@ def assert_initialized(
     findings = lint(
         model, recipe=recipe, trace=trace, report=report, loaded=loaded, select=select, ignore=ignore, arguments=given
     )
-    severe = findings.at_least(fail_on)
-    if severe:
+    if severe := findings.at_least(fail_on):
         headline = f"{count(len(severe), 'finding')}: the model is not initialized as it should be"
         raise ReportError(headline, map(str, severe))

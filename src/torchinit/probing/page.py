@@ -13,7 +13,7 @@ from torchinit._folding import Column, Group, large, starts_as, to_digits
 from torchinit._tables import Table
 from torchinit._text import count, shape_text
 from torchinit.initializers.moments import Moments, truncated
-from torchinit.linting.findings import Findings
+from torchinit.linting.registry import Findings
 from torchinit.pages import Distribution, Figure, Page, Panel, Section, Series
 from torchinit.pages.drawing import cut
 from torchinit.pages.figures import digits

@@ -12,7 +12,7 @@ from typing import Final
 
 from torchinit._text import count, one_line
 from torchinit.errors import MissingExtraError
-from torchinit.linting.findings import Findings
+from torchinit.linting.registry import Findings
 from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.measurement import Measurement, SignalChain
 from torchinit.probing.page import figures_of, page_of

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torchinit.linting.findings import Finding, Findings
-from torchinit.linting.registry import SEVERITIES, Severity
+from torchinit.linting.registry import SEVERITIES, Finding, Findings, Severity
 from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.measurement import Measurement
 from torchinit.probing.registry import ProbeCheck, Reading

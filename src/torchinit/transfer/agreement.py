@@ -11,11 +11,8 @@ from typing import Any, Final
 from torch import nn
 from torch.optim import Optimizer
 
-from torchinit.errors import ConfigError
-from torchinit.linting import Finding, Findings
-from torchinit.linting.registry import SEVERITIES, Check, Hit, Severity
+from torchinit.linting.registry import Check, Findings, Hit, check, sorted_findings
 from torchinit.model.dtensor import whole_values
-from torchinit.model.names import normalize
 from torchinit.plans.plan import Plan
 from torchinit.transfer.groups import optimizer_of
 from torchinit.transfer.multipliers import Multiplier, missing_from
@@ -25,42 +22,36 @@ from torchinit.transfer.table import OPTIMIZERS
 
 @dataclass(frozen=True)
 class Followed:
-    """A model with its optimizers, and what it should follow: rows, multipliers, an optimizer's name, a plan."""
+    """A model with its optimizers, and what it should follow: rows, multipliers, an optimizer's name, a plan.
+
+    ``parameters`` are those of the model by all their names, that of each row among them.
+    """
 
     model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
     optimizers: Sequence[Optimizer]
     rows: Sequence[TransferRow]
     multipliers: Sequence[Multiplier]
     optimizer: str
     start: Plan | None
 
-    @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters by all their names."""
-        return {normalize(name): each for name, each in self.model.named_parameters(remove_duplicate=False)}
-
     def settings(self) -> Iterator[tuple[TransferRow, Mapping[str, Any] | None]]:
         """Each parameter that learns, with the group of the optimizer that it is in."""
         groups = {id(each): group for one in self.optimizers for group in one.param_groups for each in group["params"]}
-        held = self.parameters
         for row in self.rows:
-            if row.name in held and held[row.name].requires_grad:
-                yield row, groups.get(id(held[row.name]))
+            parameter = self.parameters[row.name]
+            if parameter.requires_grad:
+                yield row, groups.get(id(parameter))
 
 
 TRANSFER_CHECKS: Final[dict[str, Check]] = {}
 """The checks of a model against its transfer, by their codes."""
 
-
-def _check(code: str, severity: Severity, remedy: str) -> Callable[..., Any]:
-    def register(search: Callable[[Followed], Iterator[Hit]]) -> Callable[[Followed], Iterator[Hit]]:
-        TRANSFER_CHECKS[code] = Check(code, severity, "sites", remedy, search)
-        return search
-
-    return register
+_GROUPS_OF_RATES: Final = "give the optimizer transfer.param_groups(lr=...); a loop that sets rates times lr_scale"
+_GROUPS: Final = "give the optimizer transfer.param_groups(lr=..., weight_decay=..., eps=...)"
 
 
-@_check("TI001", "error", "call transfer.apply(model), also after the model was loaded anew")
+@check("TI001", "error", "sites", "call transfer.apply(model), also after the model was loaded anew", TRANSFER_CHECKS)
 def missing_multiplier(followed: Followed) -> Iterator[Hit]:
     """A multiplier that the transfer has, and the forward pass has not: that of the readout, of attention, of a branch.
 
@@ -70,7 +61,7 @@ def missing_multiplier(followed: Followed) -> Iterator[Hit]:
         yield Hit(each.module, f"the {each.purpose} is not multiplied by {each.factor:.6g}: {each}")
 
 
-@_check("TI002", "warning", "start with transfer.recipe")
+@check("TI002", "warning", "sites", "start with transfer.recipe", TRANSFER_CHECKS)
 def other_std(followed: Followed) -> Iterator[Hit]:
     """A standard deviation other than the transfer's, as that of a bias which shrinks with the fan-in of its layer.
 
@@ -78,8 +69,8 @@ def other_std(followed: Followed) -> Iterator[Hit]:
     """
     fills = {step.site.name: step.fill for step in followed.start.steps} if followed.start else {}
     for row in followed.rows:
-        parameter = followed.parameters.get(row.name)
-        if parameter is None or parameter.is_meta or row.name not in fills:
+        parameter = followed.parameters[row.name]
+        if parameter.is_meta or row.name not in fills:
             continue
         moments = fills[row.name].moments(row.shape)
         values = whole_values(parameter.detach()).double()
@@ -90,7 +81,7 @@ def other_std(followed: Followed) -> Iterator[Hit]:
             yield Hit(row.name, f"its standard deviation is {std:.4g}, and {moments.std:.4g} in the transfer")
 
 
-@_check("TI003", "error", "give the optimizer transfer.param_groups(lr=...); a loop that sets rates times lr_scale")
+@check("TI003", "error", "sites", _GROUPS_OF_RATES, TRANSFER_CHECKS)
 def other_rate(followed: Followed) -> Iterator[Hit]:
     """A learning rate that has another ratio to the others' than in the table, or none, in no group of the optimizer.
 
@@ -103,7 +94,7 @@ def other_rate(followed: Followed) -> Iterator[Hit]:
     yield from _off(followed, "lr", lambda row: row.factors.lr)
 
 
-@_check("TI004", "warning", "give the optimizer transfer.param_groups(lr=..., weight_decay=..., eps=...)")
+@check("TI004", "warning", "sites", _GROUPS, TRANSFER_CHECKS)
 def other_eps_or_decay(followed: Followed) -> Iterator[Hit]:
     """An eps or a weight decay that has another ratio to the others' than in the table.
 
@@ -114,15 +105,15 @@ def other_eps_or_decay(followed: Followed) -> Iterator[Hit]:
     yield from _off(followed, "weight_decay", lambda row: row.factors.wd)
 
 
-@_check("TI005", "error", "make the transfer of the model as it is now")
+@check("TI005", "error", "sites", "make the transfer of the model as it is now", TRANSFER_CHECKS)
 def other_tie(followed: Followed) -> Iterator[Hit]:
     """A table that embedding and head share, and in the transfer not; or the reverse, as after a load unties them."""
     held = followed.parameters
-    owners = {id(held[row.name]): row.name for row in reversed(followed.rows) if row.name in held}
+    owners = {id(held[row.name]): row.name for row in reversed(followed.rows)}
     for row in followed.rows:
         if len({id(held[name]) for name in row.names if name in held}) > 1:
             yield Hit(row.name, f"the transfer has {' and '.join(row.names)} as one, and the model has not")
-        elif row.name in held and owners[id(held[row.name])] != row.name:
+        elif owners[id(held[row.name])] != row.name:
             yield Hit(row.name, f"it is {owners[id(held[row.name])]!r} as well, and in the transfer it is not")
 
 
@@ -145,12 +136,6 @@ def _off(followed: Followed, key: str, factor: Callable[[TransferRow], float]) -
 
 def agreement(target: Followed) -> Findings:
     """The findings of all checks, the worst first."""
-    if unknown := [row.name for row in target.rows if row.name not in target.parameters]:
-        raise ConfigError(f"the model has no parameter {unknown[0]!r}, which the transfer is for")
-    found = [
-        Finding(code, hit.severity or one.severity, hit.site, hit.message, hit.remedy or one.remedy)
-        for code, one in TRANSFER_CHECKS.items()
-        for hit in one.search(target)
-    ]
-    skipped = () if target.optimizers else tuple((code, "an optimizer") for code in ("TI003", "TI004"))
-    return Findings(tuple(sorted(found, key=lambda each: SEVERITIES.index(each.severity))), skipped)
+    found = [one.finding(hit) for one in TRANSFER_CHECKS.values() for hit in one.search(target)]
+    skipped = () if target.optimizers else (("TI003", "an optimizer"), ("TI004", "an optimizer"))
+    return sorted_findings(found, skipped)

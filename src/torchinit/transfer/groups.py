@@ -1,18 +1,24 @@
-"""Groups: the parameters that an optimizer treats alike, with their learning rate, weight decay and eps."""
+"""Groups: the parameters that an optimizer treats alike, for the optimizers of torch, torchtitan and Megatron."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
 
-from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
+from torchinit.initializers import Normal
+from torchinit.initializers.base import Fill
 from torchinit.model.names import check_globs, glob_matches, normalize
+from torchinit.transfer.growth import check_fit
 from torchinit.transfer.rows import TransferRow
 from torchinit.transfer.table import OPTIMIZERS, at_least_zero
+
+_CLASSES: Final = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "lion": "Lion"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +38,49 @@ class Group:
     wd_scale: float
     eps_scale: float
 
+    @property
+    def _eps(self) -> dict[str, float]:
+        return {} if self.eps is None else {"eps": self.eps}
+
     def for_torch(self, model: nn.Module) -> dict[str, Any]:
         """The group as torch's optimizers take it, with the parameters of a model; ConfigError if one is missing."""
-        held = {normalize(name): each for name, each in model.named_parameters(remove_duplicate=False)}
-        if missing := [name for name in self.names if name not in held]:
-            raise ConfigError(f"the model has no parameter {missing[0]!r}, which the transfer is for")
-        group = {
+        held = parameters_of(model, self.names)
+        return {
             "params": [held[name] for name in self.names], "param_names": list(self.names), "lr": self.lr,
-            "weight_decay": self.weight_decay, "lr_scale": self.lr_scale, "optimizer": self.optimizer,
+            "weight_decay": self.weight_decay, "lr_scale": self.lr_scale, "optimizer": self.optimizer, **self._eps,
         }  # fmt: skip
-        return group if self.eps is None else {**group, "eps": self.eps}
+
+    def for_torchtitan(self) -> dict[str, Any]:
+        """The arguments of torchtitan's ``ParamGroupConfig``: a pattern, an optimizer and its settings.
+
+        >>> Group(("norm", "head"), "adamw", 1e-3, 0.4, 2.5e-9, 0.25, 4.0, 0.25).for_torchtitan()["pattern"]
+        '^(norm|head)$'
+        """
+        return {
+            "pattern": f"^({'|'.join(map(re.escape, self.names))})$",
+            "optimizer_name": _CLASSES.get(self.optimizer, "Muon"),
+            "optimizer_kwargs": {"lr": self.lr, "weight_decay": self.weight_decay, **self._eps},
+        }
+
+
+def parameters_of(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The parameters of a model by all their names; ConfigError unless those of a transfer are among them."""
+    held = {normalize(name): each for name, each in model.named_parameters(remove_duplicate=False)}
+    if missing := [name for name in names if name not in held]:
+        raise ConfigError(f"the model has no parameter {missing[0]!r}, which the transfer is for")
+    return held
 
 
 def groups_of(
-    rows: Sequence[TransferRow], optimizer: str, *, lr: float, weight_decay: float, eps: float | None,
-    no_decay: Sequence[str] = (), adam_lr: float | None = None,
+    rows: Sequence[TransferRow], optimizer: str, lr: float, weight_decay: float, eps: float | None,
+    no_decay: Sequence[str], adam_lr: float | None,
 ) -> list[Group]:  # fmt: skip
     """The groups of a transfer, like ones as one, in the order of the model; ConfigError where there are none."""
     for name, number in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps), ("adam_lr", adam_lr)):
         if number is not None:
             at_least_zero(name, number)
     check_globs("no_decay", no_decay)
-    names = [name for row in rows for name in row.names]
-    for glob in no_decay:
-        if not any(glob_matches(glob, name) for name in names):
-            raise ConfigError(f"no_decay: no parameter fits {glob!r}{did_you_mean(glob, names)}")
+    check_fit("no_decay: no parameter fits", no_decay, [name for row in rows for name in row.names])
     rule = OPTIMIZERS[optimizer]
     if rule.coupled and not rule.sgd and weight_decay and any(row.factors.wd != 1 for row in rows):
         raise ConfigError("Adam adds weight decay to the gradient, which no rule transfers: take optimizer='adamw'")
@@ -71,9 +95,9 @@ def groups_of(
         base_eps = OPTIMIZERS[name].eps if eps is None or is_muon else eps
         decays = not any(glob_matches(glob, each) for glob in no_decay for each in row.names)
         factors = row.factors
-        base_eps = None if base_eps is None or OPTIMIZERS[name].eps is None else base_eps * factors.eps
+        own_eps = None if base_eps is None or OPTIMIZERS[name].eps is None else base_eps * factors.eps
         decay = weight_decay * factors.wd if decays else 0.0
-        key = (name, rate * factors.lr, decay, base_eps, factors.lr, factors.wd, factors.eps)
+        key = (name, rate * factors.lr, decay, own_eps, factors.lr, factors.wd, factors.eps)
         merged.setdefault(key, []).append(row.name)
     return [Group(tuple(names), *key) for key, names in merged.items()]
 
@@ -81,3 +105,65 @@ def groups_of(
 def optimizer_of(optimizer: str, row: TransferRow) -> str:
     """The optimizer of a parameter: under Muon that of all but the matrices inside of the model is AdamW."""
     return "adamw" if OPTIMIZERS[optimizer].update and not row.matrix else optimizer
+
+
+@dataclass(frozen=True)
+class Megatron:
+    """What Megatron-style code is called with: overrides of its groups, and functions that it asks.
+
+    ``overrides`` has for each group its names and ``max_lr``, ``min_lr``, ``eps`` and ``wd_mult``, the fields of
+    ``ParamGroupOverride``: a floor of the rate is scaled with the rate. Older code is given :meth:`scale_lr_cond` with
+    :attr:`lr_mult`, and :meth:`no_weight_decay_cond`.
+
+    >>> megatron = Megatron((Group(("up.weight",), "adamw", 1e-3, 0.4, 2.5e-9, 0.25, 4.0, 0.25),), min_lr=1e-5)
+    >>> megatron.scale_lr_cond("up.weight"), megatron.lr_mult, megatron.overrides[0]["min_lr"]
+    (True, 0.25, 2.5e-06)
+    """
+
+    groups: tuple[Group, ...]
+    min_lr: float = 0.0
+
+    @property
+    def overrides(self) -> list[dict[str, Any]]:
+        """The overrides of the groups, each with the names that it is for."""
+        return [
+            {
+                "name": each.names,
+                "max_lr": each.lr,
+                "min_lr": self.min_lr * each.lr_scale,
+                "wd_mult": each.wd_scale if each.weight_decay else 0.0,
+                **each._eps,
+            }
+            for each in self.groups
+        ]
+
+    @property
+    def lr_mult(self) -> float:
+        """The factor of the rates that are not the base's; ConfigError where there are several."""
+        scales = sorted({each.lr_scale for each in self.groups} - {1.0})
+        if len(scales) > 1:
+            raise ConfigError(f"one lr_mult cannot stand for the factors {scales}: take overrides")
+        return scales[0] if scales else 1.0
+
+    def scale_lr_cond(self, name: str, parameter: object = None) -> bool:
+        """Whether the rate of a parameter is times :attr:`lr_mult`."""
+        return self._group(name).lr_scale != 1
+
+    def no_weight_decay_cond(self, name: str, parameter: object = None) -> bool:
+        """Whether a parameter has no weight decay."""
+        return not self._group(name).weight_decay
+
+    def _group(self, name: str) -> Group:
+        found = next((each for each in self.groups if normalize(name) in each.names), None)
+        if found is None:
+            raise ConfigError(f"the transfer has no group with {name!r}: it is frozen, or another model's")
+        return found
+
+
+def init_method(glob: str, fills: Mapping[str, Fill]) -> Callable[[Tensor], Tensor]:
+    """The normal distribution of the parameters that a glob fits, as a function; ConfigError where it is not one."""
+    found = {fill for name, fill in fills.items() if glob_matches(glob, name)}
+    if len(found) != 1 or not isinstance(fill := next(iter(found)), Normal):
+        what = ", ".join(sorted(map(str, found))) or "nothing"
+        raise ConfigError(f"an init_method is one normal distribution, but {glob!r} is {what}")
+    return partial(nn.init.normal_, mean=float(fill.mean), std=float(fill.std))
