@@ -11,12 +11,20 @@ import torch
 from torch import nn
 
 from torchinit._text import count, dtype_name
-from torchinit.distributed import allocation
-from torchinit.distributed.allocation import Allocation, ModuleTensor, allocate, module_tensors, unwritten
+from torchinit.distributed.allocation import (
+    Allocation,
+    ModuleTensor,
+    allocate,
+    check_device,
+    check_meta,
+    check_ranks,
+    check_styles,
+    module_tensors,
+    unwritten,
+)
 from torchinit.distributed.collectives import is_shared, over_group, run_collectively
-from torchinit.distributed.consensus import RankIntent, check_consensus, intent_of
+from torchinit.distributed.consensus import RankIntent, check_consensus, check_parts, compare_replicas, intent_of
 from torchinit.distributed.own_code import OwnCodeResult, make_buffers
-from torchinit.distributed.replicas import check_parts, compare_replicas
 from torchinit.errors import RunError
 from torchinit.initializers.elementwise import Drawn
 from torchinit.initializers.statistics import measure
@@ -142,9 +150,6 @@ class PlannedStart(Start):
         reset = f"{type(one.module).__name__} has no reset_parameters() that does"
         return f"{text}, and {'; '.join(self.made.failed.get(one.name, ())) or reset}"
 
-    def undo(self) -> None:
-        pass
-
 
 def with_resets(report: Report, blank: Sequence[ModuleTensor], made: OwnCodeResult, *, stats: bool) -> Report:
     """A report with the parameters that layers have reset and nothing else has written."""
@@ -197,7 +202,8 @@ class Materialization:
         start, device, intent = self._together(self._ready, "the plan")
         if intent is not None:
             check_consensus(intent, over_group(self.group), ". Give each its own group= if that is meant")
-        memory = self._together(lambda: allocate(self.model, device, self._is_left), "the allocation of memory")
+        work = partial(allocate, self.model, device, lambda entry: entry.name in self.leave)
+        memory = self._together(work, "the allocation of memory")
         try:
             report = self._together(lambda: self._written(start, memory, device), "the initialization")
             if self.verify and is_shared(self.group):
@@ -211,20 +217,17 @@ class Materialization:
             start.undo()
             raise
 
-    def _is_left(self, entry: ModuleTensor) -> bool:
-        return entry.name in self.leave
-
     def _together(self, work: Callable[[], _T], noun: str) -> _T:
         return run_collectively(work, noun, over_group(self.group)) if is_shared(self.group) else work()
 
     def _ready(self) -> tuple[Start, torch.device, RankIntent | None]:
-        allocation.check_ranks(self.model)
-        allocation.check_styles(self.model)
-        allocation.check_meta(self.model, self.leave, with_memory=self.with_memory)
+        check_ranks(self.model)
+        check_styles(self.model)
+        check_meta(self.model, self.leave, with_memory=self.with_memory)
         spread = is_shared(self.group) or any(is_distributed(entry.tensor) for entry in module_tensors(self.model))
         if spread and not isinstance(self.noise, Keyed):
             raise RunError("a model on several ranks needs a seed: give seed=, an int that is the same on all of them")
-        start, device = self.ready(), allocation.check_device(self.device)
+        start, device = self.ready(), check_device(self.device)
         if not is_shared(self.group):
             return start, device, None
         options = {"the device": device.type, "verify": self.verify, **self.options}
@@ -256,19 +259,15 @@ class Materialization:
 
 def _own_records(blank: Sequence[ModuleTensor], texts: Mapping[str, str], *, stats: bool) -> list[Record]:
     """The records of tensors that their modules' own code has made, each by the text for it."""
-    place = {entry.name: (position, entry) for position, entry in enumerate(blank)}
-    return [_own_record(*place[name], text, stats=stats) for name, text in texts.items()]
-
-
-def _own_record(position: int, entry: ModuleTensor, text: str, *, stats: bool) -> Record:
-    local = local_part(entry.tensor)
-    return Record(
-        name=entry.name,
-        shape=tuple(entry.tensor.shape),
-        dtype=dtype_name(entry.tensor.dtype),
-        fill=text,
-        rule=OWN_CODE,
-        measured=measure(local) if stats else None,
-        bytes=local.nbytes,
-        position=position,
-    )
+    place = {entry.name: (position, entry.tensor) for position, entry in enumerate(blank)}
+    records = []
+    for name, text in texts.items():
+        position, tensor = place[name]
+        local, shape, dtype = local_part(tensor), tuple(tensor.shape), dtype_name(tensor.dtype)
+        records.append(
+            Record(
+                name, shape, dtype, text, OWN_CODE, measured=measure(local) if stats else None, bytes=local.nbytes,
+                position=position,
+            )
+        )  # fmt: skip
+    return records

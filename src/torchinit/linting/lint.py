@@ -13,7 +13,7 @@ from torchinit._collector import collector_paused
 from torchinit._text import count
 from torchinit.api import draft, given_to
 from torchinit.distributed.collectives import run_collectively
-from torchinit.distributed.replicas import differing_replicas, equal_parts
+from torchinit.distributed.consensus import differing_replicas, equal_parts
 from torchinit.errors import ReportError
 from torchinit.linting.registry import NEEDS, Check, Findings, Severity, select_checks, sorted_findings
 from torchinit.linting.target import AcrossRanks, LintTarget
@@ -71,13 +71,9 @@ def lint(
             return checks, recipe
         return checks, draft(model, recipe, values)
 
-    across = None
-    if group is None:
-        checks, plan = prepared()
-    else:
-        spread = over_group(group)
-        checks, plan = run_collectively(prepared, "lint", spread, own=True)
-        across = _across(model, spread)
+    spread = None if group is None else over_group(group)
+    checks, plan = prepared() if spread is None else run_collectively(prepared, "lint", spread, own=True)
+    across = None if spread is None else _across(model, spread)
     target = LintTarget(
         model,
         plan=Plan() if plan is None else plan,

@@ -29,10 +29,6 @@ class Statistics:
     ``tiny`` counts values that are not zero and below the smallest normal number of the dtype. ``rows`` and
     ``columns`` hold a digest of each index of the first two dimensions, which is zero where all values are; below
     two dimensions they are empty. ``shuffled`` says whether the values come in no order, as drawn ones do.
-
-    >>> stats = compute_statistics(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
-    >>> stats.zeros, (stats.columns == 0).tolist(), bool(stats.rows[0] == stats.rows[1])
-    (2, [False, True], True)
     """
 
     numel: int = 0

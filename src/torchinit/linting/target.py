@@ -59,14 +59,13 @@ class LintedTensor:
         return None if values.is_meta or not values.numel() else values.detach()
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all of the values are here."""
-        return self.here == self.tensor.shape
-
-    @property
     def here(self) -> torch.Size:
         """The shape of the part that is here."""
         return local_part(self.tensor).shape
+
+    @property
+    def is_complete(self) -> bool:
+        return self.here == self.tensor.shape
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -122,10 +121,10 @@ class LintedTensor:
         """The last of the writes that a trace knows."""
         return max(self.writes, key=lambda write: write.last, default=None)
 
-    def equals(self, other: LintedTensor) -> bool:
-        """Whether both hold the same values, bit for bit."""
-        mine, theirs = self.values, other.values
-        return self is other or (mine is not None and theirs is not None and torch.equal(mine, theirs.to(mine.device)))
+
+def _equal(first: Tensor | None, other: Tensor | None) -> bool:
+    """Whether both are there and the same, bit for bit."""
+    return first is not None and other is not None and (first is other or torch.equal(first, other.to(first.device)))
 
 
 def is_pair_to_tie(twins: Collection[LintedTensor]) -> bool:
@@ -134,11 +133,7 @@ def is_pair_to_tie(twins: Collection[LintedTensor]) -> bool:
 
 
 def split_common_end(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """The names without the parts that all of them end with, and those parts.
-
-    >>> split_common_end(["a.fc.weight", "b.fc.weight"])
-    (('a', 'b'), 'fc.weight')
-    """
+    """The names without the parts that all of them end with, and those: ``a``, ``b`` and ``fc`` of a.fc and b.fc."""
     ends = zip(*(name.split(".")[:0:-1] for name in names), strict=False)  # the last parts come first
     leaf = ".".join([parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, ends)][::-1])
     return tuple(name.removesuffix(f".{leaf}") if leaf else name for name in names), leaf or names[0]
@@ -202,7 +197,7 @@ class LintTarget:
         for each in self.drawn:
             if each.is_drawn:
                 alike[each.statistics.digest, each.here, each.site.dtype].append(each)
-        groups = (tuple(twin for twin in group if twin.equals(group[0])) for group in alike.values())
+        groups = (tuple(twin for twin in group if _equal(twin.values, group[0].values)) for group in alike.values())
         return tuple(group for group in groups if len(group) > 1)
 
     @property
@@ -241,12 +236,6 @@ class ConstructionRecorder(Recorder):
 
     It records whatever is put into modules; :meth:`of` has it under the names that a model gives it. It also watches
     which memory was handed out empty and not written, of any dtype.
-
-    >>> recorder = ConstructionRecorder()
-    >>> with recorder:
-    ...     layer = nn.Linear(2, 3)
-    >>> recorder.of(layer).of("weight")[0].call
-    'Linear.__init__'
     """
 
     def __init__(self) -> None:

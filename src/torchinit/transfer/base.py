@@ -113,15 +113,10 @@ class Base:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a JSON file, which stands for the base model from then on."""
-        data = {
-            "format": _FORMAT,
-            "heads": dict(self.heads),
-            "scales": dict(self.scales),
-            "started": self.started,
-            "plan": json.loads(self.plan.to_json()),
-        }
+        data = {"format": _FORMAT, "heads": dict(self.heads), "scales": dict(self.scales), "started": self.started}
+        text = json.dumps({**data, "plan": json.loads(self.plan.to_json())}, indent=1)
         with replacing(Path(path)) as file:
-            file.write(json.dumps(data, indent=1).encode())
+            file.write(text.encode())
 
 
 def read_format(raw: bytes, name: str) -> dict[str, Any]:

@@ -51,11 +51,7 @@ class Group:
         }  # fmt: skip
 
     def for_torchtitan(self) -> dict[str, Any]:
-        """The arguments of torchtitan's ``ParamGroupConfig``: a pattern, an optimizer and its settings.
-
-        >>> Group(("norm", "head"), "adamw", 1e-3, 0.4, 2.5e-9, 0.25, 4.0, 0.25).for_torchtitan()["pattern"]
-        '^(norm|head)$'
-        """
+        """The arguments of torchtitan's ``ParamGroupConfig``: a pattern, an optimizer and its settings."""
         return {
             "pattern": f"^({'|'.join(map(re.escape, self.names))})$",
             "optimizer_name": _CLASSES.get(self.optimizer, "Muon"),

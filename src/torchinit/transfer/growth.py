@@ -29,13 +29,12 @@ class Matched(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """A parameter with its kind, its growth, and what a reader should know; ``grows`` are the axes that do."""
+    """A parameter with its kind, its growth, and what a reader should know."""
 
     site: Site
     base: Site
     kind: ParameterRole
     growth: Growth
-    grows: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -108,8 +107,7 @@ def growth_among(
             )
             notes = (*notes, inside)
         growth = Growth(r_i, r_o, 1.0, _depth(pair), *(_fans(one) for one in pair))
-        grows = tuple(axis for axis, ratio in enumerate(each) if ratio != 1)
-        grown.append(Grown(pair.site, pair.base, kind, growth, grows, notes))
+        grown.append(Grown(pair.site, pair.base, kind, growth, notes))
     head = max((one.growth.r_i for one in grown if one.kind == "hidden"), default=1.0)
     for one in grown:  # the last of them
         head = one.growth.r_i if one.kind == "output" else one.growth.r_o if one.kind == "tied" else head
