@@ -496,7 +496,7 @@ def test_the_multiplier_of_a_layer_scale_is_in_it() -> None:
 
 
 def test_a_scale_of_attention_in_a_config_is_folded_into_the_queries_of_each_layer() -> None:
-    def granite(width: int) -> nn.Module:
+    def granite(width: int) -> Any:
         model: Any = Decoder(width)
         model.config = SimpleNamespace(attention_multiplier=0.125)
         return model

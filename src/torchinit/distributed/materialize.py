@@ -150,6 +150,9 @@ class PlannedStart(Start):
         reset = f"{type(one.module).__name__} has no reset_parameters() that does"
         return f"{text}, and {'; '.join(self.made.failed.get(one.name, ())) or reset}"
 
+    def undo(self) -> None:
+        pass
+
 
 def with_resets(report: Report, blank: Sequence[ModuleTensor], made: OwnCodeResult, *, stats: bool) -> Report:
     """A report with the parameters that layers have reset and nothing else has written."""
@@ -247,14 +250,11 @@ class Materialization:
             problems = [f"{name}: {start.explain_left(blank[name], made.failed.get(name, ()))}" for name in left]
             raise RunError(f"{count(len(left), 'tensor')} left unwritten", problems)
         texts = {name: text for name, text in made.by.items() if name not in written}
-        records = _own_records(memory.blank, texts, stats=self.stats)
-        return replace(
-            report,
-            records=(*report.records, *records),
-            buffers=tuple(name for name in report.buffers if name not in made.by),
-            skipped=tuple((name, why) for name, why in report.skipped if name not in made.by),
-            unchanged=tuple(name for name in report.unchanged if name not in made.by),
-        )
+        buffers = tuple(name for name in report.buffers if name not in made.by)
+        skipped = tuple((name, why) for name, why in report.skipped if name not in made.by)
+        unchanged = tuple(name for name in report.unchanged if name not in made.by)
+        records = (*report.records, *_own_records(memory.blank, texts, stats=self.stats))
+        return replace(report, records=records, buffers=buffers, skipped=skipped, unchanged=unchanged)
 
 
 def _own_records(blank: Sequence[ModuleTensor], texts: Mapping[str, str], *, stats: bool) -> list[Record]:

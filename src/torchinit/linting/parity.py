@@ -18,8 +18,8 @@ from torchinit.api import initialize, materialize
 from torchinit.distributed import needs
 from torchinit.errors import ConfigError, ReportError, RunError
 from torchinit.initializers.statistics import FEWEST, is_shuffled
+from torchinit.linting.lint import ConstructionRecorder
 from torchinit.linting.registry import Finding, Findings
-from torchinit.linting.target import ConstructionRecorder
 from torchinit.model.sandbox import Poison, poisoned_memory
 from torchinit.model.traversal import HeldTensor, walk_modules, walk_tensors
 from torchinit.noise import seeded_generators

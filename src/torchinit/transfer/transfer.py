@@ -19,11 +19,10 @@ from torchinit.linting import Findings
 from torchinit.model.names import check_globs
 from torchinit.recipes import decode_recipe, recipe_to_data
 from torchinit.rules import Recipe
-from torchinit.transfer.agreement import Followed, agreement
 from torchinit.transfer.base import Base, Start, read_format
-from torchinit.transfer.groups import Group, Megatron, groups_of, init_method, parameters_of
 from torchinit.transfer.growth import growth_among, matched
 from torchinit.transfer.multipliers import Applied, Multiplier, apply_all, missing_from
+from torchinit.transfer.optimizers import Followed, Group, Megatron, agreement, groups_of, init_method, parameters_of
 from torchinit.transfer.rows import TransferRow, resolved, rules_of
 from torchinit.transfer.table import Decay, Factors, Form, ParameterRole, Settings, check_choice
 

@@ -15,8 +15,7 @@ from torchinit._text import abbreviate, count
 from torchinit.knowledge.following import LAYER
 from torchinit.knowledge.gains import gain_before
 from torchinit.linting.registry import Hit, Severity, check
-from torchinit.linting.statistics import Statistics
-from torchinit.linting.target import LintedTensor, LintTarget
+from torchinit.linting.target import LintedTensor, LintTarget, Statistics
 from torchinit.model.layouts import Layout
 from torchinit.model.names import normalize
 from torchinit.model.sites import Site
