@@ -242,16 +242,13 @@ def _place(tensor: Any) -> str:
 def verify_stages(model: nn.Module, *, group: ProcessGroup | None = None) -> None:
     """Find drawn values that ranks have in common where each should have its own: stages, or parts of a weight.
 
-    Values belong to names, and a stage alone has local ones: ``0.weight`` of every stage is one name, so one seed gives
-    all of them the same bits, as one ``torch.manual_seed`` on every rank does with parts that each rank draws itself.
     Compared are all parameters of the ranks of the ``group`` (None: all there are), whatever their names. Replicas are
     the ranks of a mesh that have one part of a DTensor, or a plain tensor beside DTensors; of a model without any each
     rank should have its own. Only values that come in no order count, and are at least 20. All ranks of the group have
     to call this; digests are sent.
 
-    Raises ReportError on every rank, with what is held by which of them: start each stage under its name in the whole
-    (``under="layers.3"``), or from a seed of its own; RunError for a model on the meta device. What is tied across
-    stages is named, too.
+    Raises ReportError on every rank, with what is held by which of them, what is tied across stages too; RunError for a
+    model on the meta device.
 
     >>> from torch import distributed as dist
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -215,11 +215,9 @@ class Finding:
     def to_sarif(self, rule: int, artifact: str) -> dict[str, object]:
         """The finding as a result of SARIF, by the check at this place among its rules."""
         path, _, number = self.line.rpartition(":")
-        location: dict[str, object] = {}
-        if path and number.isdigit():
-            location["physicalLocation"] = _physical(path, int(number))
-        elif artifact:
-            location["physicalLocation"] = _physical(artifact, 1)
+        if not (path and number.isdigit()):
+            path, number = artifact, "1"
+        location: dict[str, object] = {"physicalLocation": _physical(path, int(number))} if path else {}
         if self.site:
             location["logicalLocations"] = [{"fullyQualifiedName": self.site, "kind": "member"}]
         return {

@@ -170,7 +170,7 @@ def _check_direction(pairs: Sequence[Matched], ratios: Sequence[tuple[float, ...
 
 def _sides(site: Site, ratios: Sequence[float], given: ParameterRole | None) -> tuple[float, float, tuple[str, ...]]:
     """The growth of the fan-in and of the fan-out, with what was assumed."""
-    layout, total = site.layout, math.prod(ratios)
+    layout, total = site.layout, math.prod(ratios, start=1.0)
     notes: tuple[str, ...] = ()
     if all(ratio == 1 for ratio in ratios) or not is_matrix(site) or sum(size > 1 for size in site.shape) < 2:
         return 1.0, total, notes
