@@ -127,7 +127,6 @@ def _by_first_name(plan: Plan, parts: _Parts) -> _Parts:
 
 
 def _of_shards(plan: Plan, parts: _Parts) -> Plan:
-    """The part of a plan of the whole model that is for these shards."""
     fields = ("steps", "overwritten", "skipped", "declined")
     here = {name: tuple(each for each in getattr(plan, name) if each.site.name in parts) for name in fields}
     return replace(plan, **here, untouched=tuple(site for site in plan.untouched if site.name in parts))

@@ -130,14 +130,8 @@ _MUP: Final[dict[ParameterRole, TableRow]] = {
     "tied": TableRow(sgd=Powers(o=1)),
     "scalar": TableRow(),
 }
-_STANDARD: Final[dict[ParameterRole, TableRow]] = {
-    "input": TableRow(),
-    "vector": TableRow(),
-    "hidden": TableRow(std=Powers(-0.5)),
-    "output": TableRow(std=Powers(-0.5)),
-    "tied": TableRow(),
-    "scalar": TableRow(),
-}
+_BY_FAN_IN: Final[dict[ParameterRole, TableRow]] = dict.fromkeys(("hidden", "output"), TableRow(std=Powers(-0.5)))
+_STANDARD: Final[dict[ParameterRole, TableRow]] = {**dict.fromkeys(_MUP, TableRow()), **_BY_FAN_IN}
 
 PARAMETRIZATIONS: Final[Mapping[str, Parametrization]] = {
     each.name: each
