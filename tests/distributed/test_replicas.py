@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.processes import on_ranks, results
 from torchinit import ReportError, RunError, TorchinitError, fingerprint, initialize, verify_replicas
-from torchinit.distributed import replicas
+from torchinit.distributed import consensus
 
 WORLD = 4
 RULES = {"rules": [{"type": "Normal", "name": "**"}]}
@@ -211,13 +211,14 @@ def test_the_order_of_modules_is_not_a_difference(ranks: list[dict[str, Any]]) -
     assert [each["fingerprint in another order"] for each in ranks] == [True] * WORLD
 
 
-def test_many_differences_are_counted() -> None:
+def test_many_differences_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The list ends somewhere; ranks that agree are not all listed, either."""
     digests = {f"layer{i}.weight": "00" for i in range(12)}
     details = {rank: {"": dict(digests)} for rank in range(20)}
     details[7][""] = dict.fromkeys(digests, "11")
+    monkeypatch.setattr(consensus, "differing_replicas", lambda *_: list(consensus._differences(details)))
     with pytest.raises(ReportError, match="12 sites not the same on all replicas") as caught:
-        replicas._raise_for(list(replicas._differences(details)))
+        consensus.compare_replicas(model(), lambda value: {0: value})
     first, *_, last = caught.value.problems
     assert first.startswith("layer0.weight: rank 7 holds other bits than ranks 0, 1, 2, 3, 4, 5, 6, 8")
     assert first.endswith("16 and 3 more")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from torchinit.initializers.statistics import is_shuffled
-from torchinit.linting import statistics as module
-from torchinit.linting.statistics import Statistics, compute_statistics
+from torchinit.linting import target as module
+from torchinit.linting.target import Statistics, compute_statistics
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -492,3 +493,15 @@ def test_the_multiplier_of_a_layer_scale_is_in_it() -> None:
     fill = torchinit.plan(GainedNet(8), transfer.recipe)["blocks.7.gamma"].fill
     moments = fill.moments((8,))
     assert moments is not None and moments.mean == pytest.approx(0.025)
+
+
+def test_a_scale_of_attention_in_a_config_is_folded_into_the_queries_of_each_layer() -> None:
+    def granite(width: int) -> Any:
+        model: Any = Decoder(width)
+        model.config = SimpleNamespace(attention_multiplier=0.125)
+        return model
+
+    transfer = Transfer(granite(64), granite(16), form="folded")
+    assert not transfer.multipliers
+    first, second = (transfer[f"layers.{at}.self_attn.q_proj.weight"].factors for at in (0, 1))
+    assert first == second and first.std == pytest.approx(0.5 / 4)  # that of the width, and that of the heads' size

@@ -69,16 +69,15 @@ def check_meta(model: nn.Module, leave: Collection[str] = (), *, with_memory: st
 
     Buffers may have memory already. ``with_memory`` is the function to call for a model that has memory.
     """
-    parameters = [entry for entry in module_tensors(model) if entry.kind == "parameter" and not is_lazy(entry.tensor)]
-    parameters = [entry for entry in parameters if entry.name not in leave]
-    there = [entry.name for entry in parameters if entry.tensor.is_meta]
-    here = [entry.name for entry in parameters if not entry.tensor.is_meta]
+    there, here = list[str](), list[str]()
+    for entry in module_tensors(model):
+        if entry.kind == "parameter" and entry.name not in leave and not is_lazy(entry.tensor):
+            (there if entry.tensor.is_meta else here).append(entry.name)
     if here and there:
         raise RunError(
             f"the model is half on the meta device: {abbreviate(there)} {'is' if len(there) == 1 else 'are'}, but"
             f" {abbreviate(here)} {'has' if len(here) == 1 else 'have'} memory. Build all of it under"
-            " torch.device('meta'),"
-            " or move it there: model.to('meta')"
+            " torch.device('meta'), or move it there: model.to('meta')"
         )
     if here:
         raise RunError(f"the model is not on the meta device, it has memory already: call {with_memory}")
@@ -91,15 +90,11 @@ def check_ranks(model: nn.Module) -> None:
     process group that could tell the other ranks of it.
     """
     dist = torch.distributed
-    spread: dict[str, Any] = {
-        entry.name: entry.tensor for entry in module_tensors(model) if is_distributed(entry.tensor)
-    }
+    spread: dict[str, Any] = {each.name: each.tensor for each in module_tensors(model) if is_distributed(each.tensor)}
     if spread and not dist.is_initialized():
-        raise RunError(
-            f"there is no process group, but {abbreviate(list(spread))} {'is' if len(spread) == 1 else 'are'}"
-            " distributed:"
-            " call torch.distributed.init_process_group first"
-        )
+        names = f"{abbreviate(list(spread))} {'is' if len(spread) == 1 else 'are'}"
+        remedy = "call torch.distributed.init_process_group first"
+        raise RunError(f"there is no process group, but {names} distributed: {remedy}")
     problems = []
     for name, tensor in spread.items():
         if not shards_of(name, tensor):
@@ -119,18 +114,16 @@ def check_styles(model: nn.Module) -> None:
     """
     if "torch.distributed.tensor.parallel" not in sys.modules:  # without which nothing has a style
         return
-    problems = [
-        f"{path}: RowwiseParallel over ranks {mesh.mesh.tolist()} finds"
-        f" {'the rows that it looks up' if isinstance(module, nn.Embedding) else 'its part of the inputs'} by the"
-        " place in the mesh"
-        for path, module in model.named_modules()
-        for mesh in _meshes_of_rowwise(module)
-        if not is_in_order(mesh)
-    ]
+    problems = []
+    for path, module in model.named_modules():
+        found = "the rows that it looks up" if isinstance(module, nn.Embedding) else "its part of the inputs"
+        for mesh in _meshes_of_rowwise(module):
+            if not is_in_order(mesh):
+                text = f"RowwiseParallel over ranks {mesh.mesh.tolist()} finds {found} by the place in the mesh"
+                problems.append(f"{path}: {text}")
     if problems:
-        raise RunError(
-            f"{count(len(problems), 'layer')} that torch would not compute from its weight: {ASCEND}", problems
-        )
+        headline = f"{count(len(problems), 'layer')} that torch would not compute from its weight: {ASCEND}"
+        raise RunError(headline, problems)
 
 
 def _meshes_of_rowwise(module: nn.Module) -> Iterator[Any]:

@@ -102,9 +102,8 @@ def _failed(words: Mapping[int, _Word]) -> list[str]:
     failed = [f"rank {rank}: {word.content}" for rank, word in words.items() if word.kind == "failed"]
     if failed or len({word.kind for word in words.values()}) == 1:
         return failed
-    return [
-        f"rank {rank}: gathers a tensor, when others are done" for rank, word in words.items() if word.kind == "value"
-    ]
+    gathering = [rank for rank, word in words.items() if word.kind == "value"]
+    return [f"rank {rank}: gathers a tensor, when others are done" for rank in gathering]
 
 
 def among(model: nn.Module) -> Callable[[Sequence[str]], list[str]]:

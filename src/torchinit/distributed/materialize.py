@@ -11,12 +11,20 @@ import torch
 from torch import nn
 
 from torchinit._text import count, dtype_name
-from torchinit.distributed import allocation
-from torchinit.distributed.allocation import Allocation, ModuleTensor, allocate, module_tensors, unwritten
+from torchinit.distributed.allocation import (
+    Allocation,
+    ModuleTensor,
+    allocate,
+    check_device,
+    check_meta,
+    check_ranks,
+    check_styles,
+    module_tensors,
+    unwritten,
+)
 from torchinit.distributed.collectives import is_shared, over_group, run_collectively
-from torchinit.distributed.consensus import RankIntent, check_consensus, intent_of
+from torchinit.distributed.consensus import RankIntent, check_consensus, check_parts, compare_replicas, intent_of
 from torchinit.distributed.own_code import OwnCodeResult, make_buffers
-from torchinit.distributed.replicas import check_parts, compare_replicas
 from torchinit.errors import RunError
 from torchinit.initializers.elementwise import Drawn
 from torchinit.initializers.statistics import measure
@@ -197,7 +205,8 @@ class Materialization:
         start, device, intent = self._together(self._ready, "the plan")
         if intent is not None:
             check_consensus(intent, over_group(self.group), ". Give each its own group= if that is meant")
-        memory = self._together(lambda: allocate(self.model, device, self._is_left), "the allocation of memory")
+        work = partial(allocate, self.model, device, lambda entry: entry.name in self.leave)
+        memory = self._together(work, "the allocation of memory")
         try:
             report = self._together(lambda: self._written(start, memory, device), "the initialization")
             if self.verify and is_shared(self.group):
@@ -211,20 +220,17 @@ class Materialization:
             start.undo()
             raise
 
-    def _is_left(self, entry: ModuleTensor) -> bool:
-        return entry.name in self.leave
-
     def _together(self, work: Callable[[], _T], noun: str) -> _T:
         return run_collectively(work, noun, over_group(self.group)) if is_shared(self.group) else work()
 
     def _ready(self) -> tuple[Start, torch.device, RankIntent | None]:
-        allocation.check_ranks(self.model)
-        allocation.check_styles(self.model)
-        allocation.check_meta(self.model, self.leave, with_memory=self.with_memory)
+        check_ranks(self.model)
+        check_styles(self.model)
+        check_meta(self.model, self.leave, with_memory=self.with_memory)
         spread = is_shared(self.group) or any(is_distributed(entry.tensor) for entry in module_tensors(self.model))
         if spread and not isinstance(self.noise, Keyed):
             raise RunError("a model on several ranks needs a seed: give seed=, an int that is the same on all of them")
-        start, device = self.ready(), allocation.check_device(self.device)
+        start, device = self.ready(), check_device(self.device)
         if not is_shared(self.group):
             return start, device, None
         options = {"the device": device.type, "verify": self.verify, **self.options}
@@ -244,31 +250,24 @@ class Materialization:
             problems = [f"{name}: {start.explain_left(blank[name], made.failed.get(name, ()))}" for name in left]
             raise RunError(f"{count(len(left), 'tensor')} left unwritten", problems)
         texts = {name: text for name, text in made.by.items() if name not in written}
-        records = _own_records(memory.blank, texts, stats=self.stats)
-        return replace(
-            report,
-            records=(*report.records, *records),
-            buffers=tuple(name for name in report.buffers if name not in made.by),
-            skipped=tuple((name, why) for name, why in report.skipped if name not in made.by),
-            unchanged=tuple(name for name in report.unchanged if name not in made.by),
-        )
+        buffers = tuple(name for name in report.buffers if name not in made.by)
+        skipped = tuple((name, why) for name, why in report.skipped if name not in made.by)
+        unchanged = tuple(name for name in report.unchanged if name not in made.by)
+        records = (*report.records, *_own_records(memory.blank, texts, stats=self.stats))
+        return replace(report, records=records, buffers=buffers, skipped=skipped, unchanged=unchanged)
 
 
 def _own_records(blank: Sequence[ModuleTensor], texts: Mapping[str, str], *, stats: bool) -> list[Record]:
     """The records of tensors that their modules' own code has made, each by the text for it."""
-    place = {entry.name: (position, entry) for position, entry in enumerate(blank)}
-    return [_own_record(*place[name], text, stats=stats) for name, text in texts.items()]
-
-
-def _own_record(position: int, entry: ModuleTensor, text: str, *, stats: bool) -> Record:
-    local = local_part(entry.tensor)
-    return Record(
-        name=entry.name,
-        shape=tuple(entry.tensor.shape),
-        dtype=dtype_name(entry.tensor.dtype),
-        fill=text,
-        rule=OWN_CODE,
-        measured=measure(local) if stats else None,
-        bytes=local.nbytes,
-        position=position,
-    )
+    place = {entry.name: (position, entry.tensor) for position, entry in enumerate(blank)}
+    records = []
+    for name, text in texts.items():
+        position, tensor = place[name]
+        local, shape, dtype = local_part(tensor), tuple(tensor.shape), dtype_name(tensor.dtype)
+        records.append(
+            Record(
+                name, shape, dtype, text, OWN_CODE, measured=measure(local) if stats else None, bytes=local.nbytes,
+                position=position,
+            )
+        )  # fmt: skip
+    return records

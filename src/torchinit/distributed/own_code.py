@@ -19,11 +19,10 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from torchinit.distributed.allocation import ModuleTensor
 from torchinit.distributed.collectives import exchanged, is_shared, over_group
-from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
-from torchinit.model.dtensor import is_distributed, local_part, shards_of
+from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread, write_whole
+from torchinit.model.dtensor import local_part
 from torchinit.model.names import normalize
 from torchinit.model.sandbox import Poison, poisoned_memory
-from torchinit.model.shards import Box
 from torchinit.model.states import kept_arguments
 from torchinit.model.traversal import walk_modules
 from torchinit.noise import Keyed, Noise
@@ -123,7 +122,7 @@ def make_buffers(
             reasons += filter(None, [tried[code.scope, code.text]])
             for place, value in found.items():
                 entry = missing.pop(place)
-                _store(entry, value)
+                write_whole(entry.name, entry.tensor, value)
                 made.by[entry.name] = code.text
         made.failed.update({entry.name: tuple(reasons) for entry in missing.values() if entry.module is module})
     return made
@@ -152,26 +151,21 @@ def _candidates(modules: Sequence[nn.Module], initialized_later: Callable[[nn.Mo
     for module in modules:
         method: Any = getattr(module, "_init_weights", None)
         if needs(method) == 1:
-            yield _OwnCode(
-                f"{type(module).__name__}._init_weights({type(first).__name__})", first, partial(method, first)
-            )
+            text = f"{type(module).__name__}._init_weights({type(first).__name__})"
+            yield _OwnCode(text, first, partial(method, first))
     for module in above:
         yield from _methods(module, initialized_later)
     for module in modules:
         cls = type(module)
-        if is_parametrized(module) or cls.__init__ is nn.Module.__init__:
-            continue
-        arguments = kept_arguments(module, cls)
-        if arguments is not None:
+        can_build = cls.__init__ is not nn.Module.__init__ and not is_parametrized(module)
+        if can_build and (arguments := kept_arguments(module, cls)) is not None:
             yield _OwnCode(f"{cls.__name__}(...)", module, partial(cls, **arguments), builds=True)
 
 
 def _methods(module: nn.Module, initialized_later: Callable[[nn.Module], bool]) -> Iterator[_OwnCode]:
     for name in METHODS:
-        if name == "init_weights" and initialized_later(module):
-            continue
         method: Any = getattr(module, name, None)
-        if needs(method) == 0:
+        if needs(method) == 0 and not (name == "init_weights" and initialized_later(module)):
             yield _OwnCode(f"{type(module).__name__}.{name}()", module, method)
 
 
@@ -197,7 +191,7 @@ def _try(
         return {}, f"{code.text} raised {type(error).__name__}: {error}"
     finally:
         _TRIED.reset(token)
-    found = {place: value for place, value in first.items() if place in second and _is_same(value, second[place])}
+    found = {place: value for place, value in first.items() if _is_same(value, second.get(place))}
     return found, "" if len(found) == len(wanted) else f"{code.text} does not write all of it"
 
 
@@ -235,14 +229,8 @@ def _outline(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in every}
 
 
-def _is_same(value: Tensor, other: Tensor) -> bool:
-    return value.shape == other.shape and not (value.is_meta or other.is_meta) and torch.equal(value, other)
-
-
-def _store(entry: ModuleTensor, value: Tensor) -> None:
-    with torch.no_grad():
-        for shard in shards_of(entry.name, entry.tensor):
-            shard.local.copy_(Box(shard.start, tuple(shard.local.shape)).of(value))
+def _is_same(value: Tensor, other: Tensor | None) -> bool:
+    return other is not None and not (value.is_meta or other.is_meta) and torch.equal(value, other)
 
 
 # --- stand-ins ---------------------------------------------------------------------------------------------
@@ -268,8 +256,7 @@ def _standing_in(scope: nn.Module, wanted: list[ModuleTensor], poison: Poison, d
                 elif buffer is not None:
                     # One that has its values already; a part of one is of no use to code that knows nothing of parts.
                     local = local_part(buffer)
-                    whole = not is_distributed(buffer) or local.shape == buffer.shape
-                    module._buffers[leaf] = local.clone() if whole else _on_meta(buffer)
+                    module._buffers[leaf] = local.clone() if local.shape == buffer.shape else _on_meta(buffer)
         yield
     finally:
         for attributes, kept, contents in before:

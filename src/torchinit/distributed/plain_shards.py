@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchinit._text import count, did_you_mean
 from torchinit.errors import ConfigError
@@ -56,9 +56,8 @@ def initialize_shards(
     True
     """
     if not isinstance(shards, Mapping):
-        raise TypeError(
-            f"shards are a dict of names, {{'layers.3.0.weight': Shard(...)}}, but got {type(shards).__name__}"
-        )
+        example = "{'layers.3.0.weight': Shard(...)}"
+        raise TypeError(f"shards are a dict of names, {example}, but got {type(shards).__name__}")
     parts = {name: tuple(given) if isinstance(given, list | tuple) else (given,) for name, given in shards.items()}
     if problems := [problem for name, several in parts.items() for problem in _problems(name, several)]:
         raise ConfigError(f"{count(len(problems), 'problem')} with shards; nothing was written", problems)
@@ -110,9 +109,8 @@ def _sketched(parts: _Parts) -> nn.Module:
         module = root
         for step in path:
             module = module._modules.setdefault(step, nn.Module()) or module
-        like: Tensor = part.local
-        whole = torch.empty(part.shape, dtype=like.dtype, device="meta")
-        module._parameters[leaf] = nn.Parameter(whole, requires_grad=like.requires_grad)
+        whole = torch.empty(part.shape, dtype=part.local.dtype, device="meta")
+        module._parameters[leaf] = nn.Parameter(whole, requires_grad=part.local.requires_grad)
     return root
 
 
@@ -129,12 +127,6 @@ def _by_first_name(plan: Plan, parts: _Parts) -> _Parts:
 
 
 def _of_shards(plan: Plan, parts: _Parts) -> Plan:
-    """The part of a plan of the whole model that is for these shards."""
-    return replace(
-        plan,
-        steps=tuple(step for step in plan.steps if step.site.name in parts),
-        overwritten=tuple(step for step in plan.overwritten if step.site.name in parts),
-        untouched=tuple(site for site in plan.untouched if site.name in parts),
-        skipped=tuple(skip for skip in plan.skipped if skip.site.name in parts),
-        declined=tuple(skip for skip in plan.declined if skip.site.name in parts),
-    )
+    fields = ("steps", "overwritten", "skipped", "declined")
+    here = {name: tuple(each for each in getattr(plan, name) if each.site.name in parts) for name in fields}
+    return replace(plan, **here, untouched=tuple(site for site in plan.untouched if site.name in parts))

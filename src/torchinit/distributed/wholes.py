@@ -102,8 +102,7 @@ class WholeTensor:
             values = self.tensor.detach() if elsewhere else self.base
             if values.shape != self.spread.shape:
                 raise RunError(f"{self.name}: code gave it shape {list(values.shape)}, not {list(self.spread.shape)}")
-            for shard in shards_of(self.name, self.spread):
-                shard.local.copy_(Box(shard.start, tuple(shard.local.shape)).of(values))
+            write_whole(self.name, self.spread, values)
         moves = elsewhere or self.is_handed_out
         if self.is_handed_out:
             self._renew()  # what has the memory keeps it
@@ -119,6 +118,13 @@ class WholeTensor:
         if self.spread.requires_grad != self.tensor.requires_grad:
             self.spread.requires_grad_(self.tensor.requires_grad)
         return self.spread
+
+
+def write_whole(name: str, spread: Any, values: Tensor) -> None:
+    """Write to the parts of a tensor that are here the values that the whole has there."""
+    with torch.no_grad():
+        for shard in shards_of(name, spread):
+            shard.local.copy_(Box(shard.start, tuple(shard.local.shape)).of(values))
 
 
 def _noted(tensor: Tensor) -> dict[str, Any]:
@@ -146,10 +152,9 @@ class WholeTensors:
             BEHIND[whole.tensor] = whole.spread
         for module, cls in self._classes:
             module.__class__ = bare_class(cls)
-        self._hooks = []
-        for hooks in [hooks for module in model.modules() if (hooks := module._load_state_dict_post_hooks)]:
-            self._hooks.append((hooks, dict(hooks)))
-            for key, hook in self._hooks[-1][1].items():
+        self._hooks = [(hooks, dict(hooks)) for each in model.modules() if (hooks := each._load_state_dict_post_hooks)]
+        for hooks, before in self._hooks:
+            for key, hook in before.items():
                 if getattr(hook, "__module__", "").startswith("torch.distributed.fsdp"):
                     del hooks[key]  # after each load it looks for its DTensors, which stay where they are
         self._by_tensor = {id(whole.tensor): whole for whole in wholes.values()}
@@ -181,9 +186,8 @@ class WholeTensors:
                 hooks.clear()
                 hooks.update(before)
         if replaced and not failed:
-            raise RunError(
-                f"code put new tensors in the places of distributed ones, which cannot be: {abbreviate(replaced)}"
-            )
+            text = "code put new tensors in the places of distributed ones, which cannot be"
+            raise RunError(f"{text}: {abbreviate(replaced)}")
 
     @contextmanager
     def working(self, index: MemoryIndex) -> Iterator[None]:
@@ -212,16 +216,16 @@ class WholeTensors:
     def put_back(self) -> None:
         """Write all that code has written into the local parts; nothing has memory any more."""
         with unobserved(watched=True), torch.no_grad():
-            for whole in list(self._touched):
-                self._put_back(whole)
+            self._put_back(list(self._touched))
 
-    def _put_back(self, whole: WholeTensor) -> None:
-        home = whole.home
-        if whole.put_back():
-            del self._by_home[home]
-            self._by_home[whole.home] = whole
-            self._index.follow(whole.tensor)
-        del self._touched[whole]
+    def _put_back(self, wholes: Sequence[WholeTensor]) -> None:
+        for whole in wholes:
+            home = whole.home
+            if whole.put_back():
+                del self._by_home[home]
+                self._by_home[whole.home] = whole
+                self._index.follow(whole.tensor)
+            del self._touched[whole]
 
     # --- while code works ------------------------------------------------------------------------------------
 
@@ -285,8 +289,7 @@ class WholeTensors:
         others = [whole for whole in self._touched if whole not in used]
         with unobserved(watched=True), torch.no_grad():
             if sum(whole.bytes for whole in {*used, *others}) > _BUDGET:
-                for whole in others:
-                    self._put_back(whole)
+                self._put_back(others)
             for whole in used:
                 self._touched[whole] = None
                 if not whole.base.untyped_storage().nbytes():

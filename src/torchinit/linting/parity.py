@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
@@ -18,8 +18,8 @@ from torchinit.api import initialize, materialize
 from torchinit.distributed import needs
 from torchinit.errors import ConfigError, ReportError, RunError
 from torchinit.initializers.statistics import FEWEST, is_shuffled
-from torchinit.linting.findings import Finding, Findings
-from torchinit.linting.target import ConstructionRecorder
+from torchinit.linting.lint import ConstructionRecorder
+from torchinit.linting.registry import Finding, Findings
 from torchinit.model.sandbox import Poison, poisoned_memory
 from torchinit.model.traversal import HeldTensor, walk_modules, walk_tensors
 from torchinit.noise import seeded_generators
@@ -79,7 +79,8 @@ def meta_parity(
     with _sandboxed(seed + 2):
         sketch, notes = _sketched(factory)
     check_model(sketch, init)
-    recipe = None if init is None or callable(init) or _is_method(sketch, init) else init
+    is_method = isinstance(init, str) and any(_method(module, init) for module in sketch.modules())
+    recipe = None if init is None or callable(init) or is_method else init
     if isinstance(recipe, str) and recipe.isidentifier() and recipe not in schemes():
         known = {name for module in sketch.modules() for name in dir(type(module)) if not hasattr(nn.Module, name)}
         what = f"neither a method of {type(sketch).__name__} or one of its modules nor a recipe"
@@ -159,10 +160,6 @@ def _sketched(factory: Callable[[], nn.Module]) -> tuple[nn.Module, tuple[Findin
         return factory().to("meta"), (Finding("meta", "note", "", text),)
 
 
-def _is_method(model: nn.Module, name: object) -> bool:
-    return isinstance(name, str) and any(_method(module, name) for module in model.modules())
-
-
 def _method(module: nn.Module, name: str) -> Callable[..., object] | None:
     """A method of a module's class: a submodule of that name is not meant."""
     return getattr(module, name) if callable(getattr(type(module), name, None)) else None
@@ -179,8 +176,8 @@ def _own_start(model: nn.Module, init: str | Callable[[nn.Module], object] | Non
         if method and needs(method) == 0:
             return f"{type(model).__name__}.{name}()", method
     names = ("reset_parameters", "_reset_parameters") if init is None else (init,)
-    places = dict.fromkeys(place.module for place in walk_modules(model))
-    found = [next(filter(None, (_method(module, name) for name in names)), None) for module in places]
+    modules = dict.fromkeys(place.module for place in walk_modules(model))
+    found = (next(filter(None, (_method(module, name) for name in names)), None) for module in modules)
     methods = [method for method in found if method and needs(method) == 0]
     return f"the modules' own {names[0]}()", lambda: [method() for method in methods]
 
@@ -208,23 +205,19 @@ class _Side:
             self.names[entry.key].append(name)
         self.seen = seen
         self.lines = lines or {}
+        self.last: dict[str, Write] = {write.site: write for write in sorted(seen or (), key=lambda write: write.last)}
 
     def first(self, name: str) -> str:
         """The first name of the tensor of this name."""
         return self.names[self.tensors[name].key][0]
 
-    @cached_property
-    def _last(self) -> dict[str, Write]:
-        return {write.site: write for write in sorted(self.seen or (), key=lambda write: write.last)}
-
-    def is_written(self, name: str) -> bool:
-        """Whether anything wrote to the tensor, as far as anybody looked."""
-        return self.seen is None or any(each in self._last for each in self.names[self.tensors[name].key])
+    def writes(self, name: str) -> list[Write]:
+        """The last write to the tensor by each of its names."""
+        return [self.last[each] for each in self.names[self.tensors[name].key] if each in self.last]
 
     def line(self, name: str) -> str:
         """The line that wrote a tensor last, else that put it into its module."""
-        writes = [self._last[each] for each in self.names[self.tensors[name].key] if each in self._last]
-        return next((write.line for write in writes if write.line), "") or self.placed(name)
+        return next((write.line for write in self.writes(name) if write.line), "") or self.placed(name)
 
     def placed(self, name: str) -> str:
         """The line that put a tensor into its module."""
@@ -301,11 +294,9 @@ class _Comparison:
         if old.dtype != new.dtype:
             return "dtype", f"is {dtype_name(new.dtype)} after {self.text}, and {dtype_name(old.dtype)} in memory"
         if old.shape != new.shape:
-            return (
-                "shape",
-                f"has shape {shape_text(new.shape)} after {self.text}, and {shape_text(old.shape)} in memory",
-            )
-        if new.is_meta or not self.after.is_written(name):
+            shapes = shape_text(new.shape), shape_text(old.shape)
+            return "shape", f"has shape {shapes[0]} after {self.text}, and {shapes[1]} in memory"
+        if new.is_meta or not (self.after.seen is None or self.after.writes(name)):
             return ("forgotten", f"{self.text} does not write it") if new.numel() else None
         if _is_opaque(old) or _is_opaque(new):
             return None
@@ -321,9 +312,8 @@ class _Comparison:
         same = _alike(old, entry.tensor.detach()) if entry and entry.tensor.shape == old.shape else None
         drawn = same is not None and not same.all()
         if self.before.tensors[name].kind == "parameter" and not drawn:
-            drawn = is_shuffled(old) or (
-                self.seeds_itself and old.numel() > 1 and bool((old != old.flatten()[0]).any())
-            )
+            varies = old.numel() > 1 and bool((old != old.flatten()[0]).any())
+            drawn = is_shuffled(old) or (self.seeds_itself and varies)
         if not drawn or not (old.is_floating_point() or old.is_complex()):
             return _unequal(old, new)
         if same is not None and old.dim() > 1 and not same.all() and old[0].numel() > 3:

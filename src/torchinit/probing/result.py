@@ -14,7 +14,7 @@ from torchinit._folding import Column, Group, large, starts_as, to_digits
 from torchinit._tables import Table
 from torchinit._text import count, one_line, shape_text
 from torchinit.errors import MissingExtraError
-from torchinit.linting.findings import Findings
+from torchinit.linting.registry import Findings
 from torchinit.pages import Distribution, Figure, Page, Panel, Section, Series
 from torchinit.pages.drawing import cut
 from torchinit.pages.figures import bars, digits

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from torchinit.transfer.agreement import TRANSFER_CHECKS
 from torchinit.transfer.base import Base
-from torchinit.transfer.groups import Group
 from torchinit.transfer.multipliers import Applied, Multiplier
+from torchinit.transfer.optimizers import TRANSFER_CHECKS, Group, Megatron
 from torchinit.transfer.rows import TransferRow
 from torchinit.transfer.table import OPTIMIZERS, PARAMETRIZATIONS, Factors, Parametrization, Settings, TableRow
-from torchinit.transfer.trainers import Megatron
 from torchinit.transfer.transfer import Transfer
 
 __all__ = [

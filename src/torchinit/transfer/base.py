@@ -28,6 +28,7 @@ from torchinit.plans.planner import make_plan
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.rules import Name, Rule
 from torchinit.serialization.json import unique_json
+from torchinit.serialization.validation import is_integer
 from torchinit.tracing import capture
 
 Start: TypeAlias = RecipeLike | Callable[[Any], object]
@@ -62,12 +63,7 @@ class Base:
     @property
     def sites(self) -> dict[str, Site]:
         """The parameters by their names, those of tied ones included."""
-        every = (
-            *(step.site for step in self.plan.steps),
-            *self.plan.untouched,
-            *(each.site for each in self.plan.skipped),
-        )
-        return {view.name: site for site in every if site.kind == "parameter" for view in site.views}
+        return {view.name: site for site in self.plan.sites if site.kind == "parameter" for view in site.views}
 
     @property
     def fills(self) -> dict[str, Fill]:
@@ -77,14 +73,16 @@ class Base:
     @classmethod
     def of(cls, model: nn.Module, start: Start | None = None) -> Base:
         """The base that a model is: started by a recipe, by code, or as its values are; on meta perhaps by nothing."""
-        known, heads, scales = sites(model), head_sizes(model), scales_of(model)
-        if start is not None:
-            if _is_code(start):
-                return cls(capture(model, start), heads, "its own code", scales)
-            return cls(_planned(known, start), heads, "a recipe", scales)
-        if any(each.is_meta for each in model.parameters()):
-            return cls(Plan(untouched=known), heads, "", scales)
-        return cls(make_plan(known, _measured(model)), heads, "its values", scales)
+        known = sites(model)
+        if _is_code(start):
+            plan, started = capture(model, start), "its own code"
+        elif start is not None:
+            plan, started = _planned(known, start), "a recipe"
+        elif any(each.is_meta for each in model.parameters()):
+            plan, started = Plan(untouched=known), ""
+        else:
+            plan, started = make_plan(known, _measured(model)), "its values"
+        return cls(plan, head_sizes(model), started, scales_of(model))
 
     @classmethod
     def of_width(cls, model: nn.Module, width: int, start: Start | None = None) -> Base:
@@ -95,23 +93,18 @@ class Base:
         """
         if _is_code(start):
             raise ConfigError("code that starts the base model needs a base model: give base=, or start= as a recipe")
-        known = sites(model)
-        own = width_of(model)
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        known, own, heads = sites(model), width_of(model), head_sizes(model)
+        if not is_integer(width):
             raise ConfigError(f"base_width is a whole number from 1 on, but got {width!r}")
-        heads, scales = head_sizes(model), scales_of(model)
-        ends = ends_of(known)
-        shrunk = tuple(_at_width(site, own, width, {*heads.values()}, ends) for site in known)
-        plan = _planned(shrunk, start) if start is not None else Plan(untouched=shrunk)
-        return cls(plan, heads, "a recipe" if start is not None else "", scales)
+        shrunk = tuple(_at_width(site, own, width, {*heads.values()}, ends_of(known)) for site in known)
+        plan, started = (Plan(untouched=shrunk), "") if start is None else (_planned(shrunk, start), "a recipe")
+        return cls(plan, heads, started, scales_of(model))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Base:
         """The base in a file that :meth:`save` wrote; ConfigError for any other."""
         try:
-            data = unique_json(read_bounded(Path(path), JSON_BYTES))
-            if data.get("format") != _FORMAT:
-                raise ValueError(f"its format is {data.get('format')!r}, not {_FORMAT!r}")
+            data = read_format(read_bounded(Path(path), JSON_BYTES), _FORMAT)
             heads = {str(name): int(size) for name, size in data["heads"].items()}
             scales = {str(name): float(scale) for name, scale in data["scales"].items()}
             return cls(Plan.from_json(json.dumps(data["plan"])), heads, str(data["started"]), scales)
@@ -120,15 +113,18 @@ class Base:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a JSON file, which stands for the base model from then on."""
-        data = {
-            "format": _FORMAT,
-            "heads": dict(self.heads),
-            "scales": dict(self.scales),
-            "started": self.started,
-            "plan": json.loads(self.plan.to_json()),
-        }
+        data = {"format": _FORMAT, "heads": dict(self.heads), "scales": dict(self.scales), "started": self.started}
+        text = json.dumps({**data, "plan": json.loads(self.plan.to_json())}, indent=1)
         with replacing(Path(path)) as file:
-            file.write(json.dumps(data, indent=1).encode())
+            file.write(text.encode())
+
+
+def read_format(raw: bytes, name: str) -> dict[str, Any]:
+    """The JSON of a format; ValueError for any other, and AttributeError for what is not a table."""
+    data: dict[str, Any] = unique_json(raw)
+    if data.get("format") != name:
+        raise ValueError(f"its format is {data.get('format')!r}, not {name!r}")
+    return data
 
 
 def _is_code(start: Start | None) -> TypeGuard[Callable[[Any], object]]:
@@ -150,16 +146,13 @@ def _measured(model: nn.Module) -> list[Rule]:
         values = whole_values(parameter.detach())
         if not values.numel() or not values.is_floating_point():
             continue
-        first = float(values.flatten()[0])
+        selector, first = Name(normalize(name)), float(values.flatten()[0])
         if bool((values == first).all()):
-            rules.append(Rule(Name(normalize(name)), Constant(first)))
+            rules.append(Rule(selector, Constant(first)))
         else:
-            std, mean = torch.std_mean(values.double(), correction=0)
-            # A mean within its noise is zero.
-            noise = 4 * float(std) / values.numel() ** 0.5
-            rules.append(
-                Rule(Name(normalize(name)), Normal(float(mean) if abs(mean) > noise else 0.0, float(std)), padding=True)
-            )
+            std, mean = map(float, torch.std_mean(values.double(), correction=0))
+            noise = 4 * std / values.numel() ** 0.5  # within which a mean is zero
+            rules.append(Rule(selector, Normal(mean if abs(mean) > noise else 0.0, std), padding=True))
     return rules
 
 
@@ -180,7 +173,8 @@ def head_sizes(model: nn.Module) -> dict[str, int]:
         size, heads = count_in(module, _HEAD_SIZES), count_in(module, HEAD_COUNTS)
         if not size and heads:
             width = count_in(module, ("embed_dim", "hidden_size", "n_embd", "d_model", "dim", "all_head_size"))
-            size = (width or _fan_in_of_parts(module)) // heads
+            fan_in = next((each.shape[1] for each in module.parameters() if each.dim() == 2), 0)  # of its projections
+            size = (width or fan_in) // heads
         if size:
             found[path] = size
     return found
@@ -194,15 +188,24 @@ def scales_of(model: nn.Module) -> dict[str, float]:
     return {name: float(value) for name, value in held.items() if isinstance(value, (int, float))}
 
 
-def _fan_in_of_parts(module: nn.Module) -> int:
-    """What the projections of an attention read."""
-    return next((each.shape[1] for each in module.parameters() if each.dim() == 2), 0)
-
-
 def is_head(site: Site) -> bool:
     """Whether a parameter is of a layer that ends the model."""
-    role = site.role or ""
-    return role.startswith("head.") and not role.startswith("head.transform")
+    return has_role(site, "head.") and not has_role(site, "head.transform")
+
+
+def has_role(site: Site, *beginnings: str) -> bool:
+    """Whether the role of a parameter begins so."""
+    return (site.role or "").startswith(beginnings)
+
+
+def is_table(site: Site) -> bool:
+    """Whether a parameter is looked up by any of the layers that have it."""
+    return any(view.layout and view.layout.lookup for view in site.views)
+
+
+def is_matrix(site: Site) -> bool:
+    """Whether a parameter runs over inputs and outputs, and is neither a vector nor a stack of such."""
+    return len(site.shape) > 1 and not (site.layout and len(site.layout.batch_axes) == len(site.shape))
 
 
 def ends_of(known: Sequence[Site]) -> tuple[str, str]:
@@ -212,14 +215,15 @@ def ends_of(known: Sequence[Site]) -> tuple[str, str]:
     matrices = [site for site in known if site.layout and len(site.shape) > 1]
     found = [site.name if site.block is None else "" for site in (*matrices[:1], *matrices[-1:])]
     first, last = found or ["", ""]
-    is_table = bool(first) and any(view.layout and view.layout.lookup for view in matrices[0].views)
-    return "" if is_table else first, "" if any(is_head(view) for site in known for view in site.views) else last
+    begins_with_table = bool(first) and is_table(matrices[0])
+    return "" if begins_with_table else first, "" if any(
+        is_head(view) for site in known for view in site.views
+    ) else last
 
 
 def width_of(model: nn.Module) -> int:
     """The width of a model: that of its config, else the size of most norms, else of most inputs of matrices."""
-    config = getattr(model, "config", None)
-    if size := count_in(config, ("hidden_size", "d_model", "n_embd", "dim")):
+    if size := count_in(getattr(model, "config", None), ("hidden_size", "d_model", "n_embd", "dim")):
         return size
     known = [site for site in sites(model) if site.kind == "parameter"]
     first, _ = ends_of(known)
@@ -230,9 +234,8 @@ def width_of(model: nn.Module) -> int:
         for axis in (site.layout.in_axes if site.name != first else site.layout.out_axes)
     ]
     if not sizes:
-        raise ConfigError(
-            f"the width of {type(model).__name__} is not known: give base=, a smaller model of the same code"
-        )
+        name = type(model).__name__
+        raise ConfigError(f"the width of {name} is not known: give base=, a smaller model of the same code")
     return max(sizes, key=sizes.count)
 
 
@@ -242,7 +245,7 @@ def _at_width(site: Site, own: int, base: int, heads: Collection[int], ends: tup
     Raises ConfigError where a width would not be a whole number, or heads would not be whole.
     """
     role, shape = (site.role or "").removesuffix(".bias"), list(site.shape)
-    must = role in _PROJECTIONS or role.startswith(("mlp.", "expert."))
+    must = role in _PROJECTIONS or has_role(site, "mlp.", "expert.")
     for axis in _width_axes(site, own, heads, ends):
         size = shape[axis] * base / own
         is_part = site.layout is not None and axis in site.layout.out_axes and role in _PROJECTIONS and bool(heads)
@@ -252,7 +255,8 @@ def _at_width(site: Site, own: int, base: int, heads: Collection[int], ends: tup
                 f"base_width={base} would leave {size:g} of the {shape[axis]} along axis {axis} of {site.name!r}, which"
                 f" is not {parts}: give base=, a smaller model of the same code"
             )
-        if must or _is_width(shape[axis], own, base):
+        is_multiple = shape[axis] * 24 % own == 0 and shape[axis] * 8 >= own  # a simple one, or a simple part
+        if must or (is_multiple and shape[axis] * base % own == 0):
             shape[axis] = int(size)
     sizes = tuple(shape)
     return replace(site, shape=sizes, aliases=tuple(replace(each, shape=sizes) for each in site.aliases))
@@ -260,24 +264,19 @@ def _at_width(site: Site, own: int, base: int, heads: Collection[int], ends: tup
 
 def _width_axes(site: Site, own: int, heads: Collection[int], ends: tuple[str, str]) -> Sequence[int]:
     """The axes of a parameter along which its size may be a width."""
-    role, axes, layout = site.role or "", range(len(site.shape)), site.layout or Layout()
+    axes, layout = range(len(site.shape)), site.layout or Layout()
     if len(axes) == 1:
         is_query_norm = site.shape[0] != own and site.shape[0] in heads
         is_last = site.shape[0] != own and site.owner_name == ends[1].rpartition(".")[0] and bool(ends[1])
         return () if is_head(site) or is_query_norm or is_last else axes
-    if any(view.layout and view.layout.lookup for view in site.views):
+    if is_table(site):
         return axes[1:]
-    if is_head(site) or role.startswith("moe.router"):
+    if is_head(site) or has_role(site, "moe.router"):
         return layout.in_axes
-    if site.layout is None or len(layout.batch_axes) == len(axes):
-        return axes[-1:] if role.startswith("embed.") else axes
+    if site.layout is None or not is_matrix(site):
+        return axes[-1:] if has_role(site, "embed.") else axes
     if site.name == ends[0]:
         return layout.out_axes
     if site.name == ends[1] and site.shape[layout.out_axes[0]] != own:
         return layout.in_axes
     return (*layout.in_axes, *layout.out_axes)
-
-
-def _is_width(size: int, own: int, base: int) -> bool:
-    """Whether a size goes with the width: it is a simple multiple of it, or a simple part."""
-    return size * 24 % own == 0 and size * 8 >= own and size * base % own == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -12,9 +12,10 @@ from torchinit.errors import ConfigError
 from torchinit.model.layouts import Layout
 from torchinit.model.names import glob_matches
 from torchinit.model.sites import Site
-from torchinit.transfer.base import is_head
+from torchinit.transfer.base import has_role, is_head, is_matrix, is_table
 from torchinit.transfer.table import Growth, ParameterRole
 
+_OTHER: Final = "the base model is of another structure: "
 _INNER: Final = ("attn.", "mlp.", "lora.", "ssm.", "expert.", "conv", "rnn")
 """Roles of matrices whose results stay inside of the model, whatever axes grow."""
 
@@ -28,13 +29,12 @@ class Matched(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """A parameter with its kind, its growth, and what a reader should know; ``grows`` are the axes that do."""
+    """A parameter with its kind, its growth, and what a reader should know."""
 
     site: Site
     base: Site
     kind: ParameterRole
     growth: Growth
-    grows: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -47,23 +47,20 @@ def matched(known: Sequence[Site], base: Mapping[str, Site]) -> list[Matched]:
     for site in known:
         name = _name_in(site, base)
         if name is None:
-            near = did_you_mean(site.name, base)
-            raise ConfigError(f"the base model is of another structure: it has no {site.name!r}{near}")
+            raise ConfigError(f"{_OTHER}it has no {site.name!r}{did_you_mean(site.name, base)}")
         other = base[name]
         if len(other.shape) != len(site.shape):
             shapes = f"{shape_text(site.shape)}, and {shape_text(other.shape)} in the base model"
-            raise ConfigError(f"the base model is of another structure: {site.name!r} has shape {shapes}")
-        if bool(other.aliases) != bool(site.aliases):
-            tied = (
-                "ties it to another, and this model" if other.aliases else "does not tie it to another, as this model"
-            )
-            does = "does" if site.aliases else "does not"
-            raise ConfigError(f"the base model is of another structure: it {tied} {does}: {site.name!r}")
+            raise ConfigError(f"{_OTHER}{site.name!r} has shape {shapes}")
+        if other.aliases and not site.aliases:
+            raise ConfigError(f"{_OTHER}it ties it to another, and this model does not: {site.name!r}")
+        if site.aliases and not other.aliases:
+            raise ConfigError(f"{_OTHER}it does not tie it to another, as this model does: {site.name!r}")
         pairs.append(Matched(site, other))
         patterns |= {view.name if site.block is None else fold_numbers(view.name) for view in site.views}
     for name, other in base.items():
         if name not in patterns and (other.block is None or fold_numbers(name) not in patterns):
-            raise ConfigError(f"the base model is of another structure: this model has no {name!r}")
+            raise ConfigError(f"{_OTHER}this model has no {name!r}")
     return pairs
 
 
@@ -89,7 +86,8 @@ def growth_among(
     ``kinds`` says what a parameter is where its layer does not. Raises ConfigError for globs that fit nothing, for axes
     of which one grows and another shrinks, for a growing number of experts, and for a parameter that nobody can tell.
     """
-    _check_globs(pairs, [*(glob.partition(":")[0] for glob in fixed), *(kinds or {})])
+    names = [view.name for pair in pairs for view in pair.site.views]
+    check_fit("no parameter fits", [*(glob.partition(":")[0] for glob in fixed), *(kinds or {})], names)
     _check_axes(pairs, fixed)
     vocabulary = {
         (view.shape[0], other.base.shape[0]) for other in pairs for view in other.site.views
@@ -104,30 +102,27 @@ def growth_among(
         kind = given or _kind(pair.site, r_i, r_o, each)
         if kind == "output" and given is None and _stays_inside(pair, pairs[at + 1 :], ratios[at + 1 :]):
             kind = "hidden"
-            notes = (
-                *notes,
-                "fixed outputs inside of the model: as hidden, its gradient shrinks; keep them a share of the width",
+            inside = (
+                "fixed outputs inside of the model: as hidden, its gradient shrinks; keep them a share of the width"
             )
+            notes = (*notes, inside)
         growth = Growth(r_i, r_o, 1.0, _depth(pair), *(_fans(one) for one in pair))
-        grows = tuple(axis for axis, ratio in enumerate(each) if ratio != 1)
-        grown.append(Grown(pair.site, pair.base, kind, growth, grows, notes))
-    heads = [
-        each.growth.r_o if each.kind == "tied" else each.growth.r_i for each in grown if each.kind in ("output", "tied")
-    ]
-    widest = max((each.growth.r_i for each in grown if each.kind == "hidden"), default=1.0)
-    head = heads[-1] if heads else widest
-    return [replace(each, growth=each.growth._replace(head=head)) for each in grown]
+        grown.append(Grown(pair.site, pair.base, kind, growth, notes))
+    head = max((one.growth.r_i for one in grown if one.kind == "hidden"), default=1.0)
+    for one in grown:  # the last of them
+        head = one.growth.r_i if one.kind == "output" else one.growth.r_o if one.kind == "tied" else head
+    return [replace(one, growth=one.growth._replace(head=head)) for one in grown]
 
 
 def _fits(glob: str, site: Site) -> bool:
     return any(glob_matches(glob, view.name) for view in site.views)
 
 
-def _check_globs(pairs: Sequence[Matched], globs: Sequence[str]) -> None:
-    names = [view.name for pair in pairs for view in pair.site.views]
+def check_fit(complaint: str, globs: Iterable[str], names: Sequence[str]) -> None:
+    """Raise ConfigError for a glob that fits none of the names; the text begins with the complaint."""
     for glob in globs:
         if not any(glob_matches(glob, name) for name in names):
-            raise ConfigError(f"no parameter fits {glob!r}{did_you_mean(glob, names)}")
+            raise ConfigError(f"{complaint} {glob!r}{did_you_mean(glob, names)}")
 
 
 def _check_axes(pairs: Sequence[Matched], fixed: Sequence[str]) -> None:
@@ -145,13 +140,9 @@ def _ratios(pair: Matched, fixed: Sequence[str], vocabulary: set[tuple[int, int]
     for glob in fixed:
         name, colon, number = glob.partition(":")
         if _fits(name, site):
-            for at in range(len(ratios)):
-                if not colon or number == str(at):
-                    ratios[at] = 1.0
-    is_lookup = any(view.layout and view.layout.lookup for view in site.views)
-    for at, sizes in enumerate(zip(site.shape, base.shape, strict=True)):
-        if (is_lookup and at == 0) or (is_head(site) and sizes in vocabulary and at == 0):
-            ratios[at] = 1.0  # a vocabulary is no width, whatever it is padded to
+            ratios = [1.0 if not colon or number == str(at) else ratio for at, ratio in enumerate(ratios)]
+    if is_table(site) or (site.shape and is_head(site) and (site.shape[0], base.shape[0]) in vocabulary):
+        ratios[0] = 1.0  # a vocabulary is no width, whatever it is padded to
     layout = site.layout
     if layout and layout.batch_axes and len(layout.batch_axes) < len(site.shape):
         for axis in layout.batch_axes:
@@ -173,23 +164,16 @@ def _check_direction(pairs: Sequence[Matched], ratios: Sequence[tuple[float, ...
             f"axis {axis} of {pair.site.name!r} {word} from {pair.base.shape[axis]} to {pair.site.shape[axis]}"
             for word, (pair, axis, _) in (("grows", larger), ("shrinks", smaller))
         )
-        raise ConfigError(
-            f"{told}: change all widths of the base model in one direction, or name what is no width in fixed="
-        )
+        remedy = "change all widths of the base model in one direction, or name what is no width in fixed="
+        raise ConfigError(f"{told}: {remedy}")
 
 
 def _sides(site: Site, ratios: Sequence[float], given: ParameterRole | None) -> tuple[float, float, tuple[str, ...]]:
     """The growth of the fan-in and of the fan-out, with what was assumed."""
-    layout, total = site.layout, math.prod(ratios)
-    if total == 1 and all(ratio == 1 for ratio in ratios):
-        return 1.0, 1.0, ()
-    if (
-        len(ratios) < 2
-        or (layout and len(layout.batch_axes) == len(ratios))
-        or sum(size > 1 for size in site.shape) < 2
-    ):
-        return 1.0, total, ()
+    layout, total = site.layout, math.prod(ratios, start=1.0)
     notes: tuple[str, ...] = ()
+    if all(ratio == 1 for ratio in ratios) or not is_matrix(site) or sum(size > 1 for size in site.shape) < 2:
+        return 1.0, total, notes
     if layout is None:
         layout, notes = _assumed(site, ratios, given)
     r_o = math.prod(ratios[axis] for axis in layout.out_axes)
@@ -202,12 +186,10 @@ def _sides(site: Site, ratios: Sequence[float], given: ParameterRole | None) -> 
 def _assumed(site: Site, ratios: Sequence[float], given: ParameterRole | None) -> tuple[Layout, tuple[str, ...]]:
     """The layout of a weight that no layer describes."""
     growing = [axis for axis, ratio in enumerate(ratios) if ratio != 1]
-    last = len(ratios) - 1
     if given == "output":
         return Layout((growing[0],), (1 - growing[0] if growing[0] < 2 else 0,)), ()
-    if given == "input" or (site.role or "").startswith("embed.") or (given == "vector"):
-        inputs = tuple(axis for axis in range(last + 1) if axis not in growing)
-        return Layout(inputs, tuple(growing)), ()
+    if given in ("input", "vector") or has_role(site, "embed."):
+        return Layout(tuple(axis for axis in range(len(ratios)) if axis not in growing), tuple(growing)), ()
     if site.leaf == "weight" or given == "hidden":
         return Layout(), ("taken as (outputs, inputs): no layer describes it",)
     if len(growing) > 1 and len({ratios[axis] for axis in growing}) == 1 and len(ratios) == 2:
@@ -222,10 +204,10 @@ def _kind(site: Site, r_i: float, r_o: float, ratios: Sequence[float]) -> Parame
     lookups = [bool(view.layout and view.layout.lookup) for view in site.views]
     if any(lookups) and not all(lookups):
         return "tied"
-    layout = site.layout
+    is_bias = site.parameter_kind == "bias"
     if all(ratio == 1 for ratio in ratios):  # a head is one even where nothing grows, so that it can start at zero
-        return "output" if is_head(site) and len(site.shape) > 1 and site.parameter_kind != "bias" else "scalar"
-    if len(site.shape) < 2 or site.parameter_kind == "bias" or (layout and len(layout.batch_axes) == len(site.shape)):
+        return "output" if is_head(site) and len(site.shape) > 1 and not is_bias else "scalar"
+    if is_bias or not is_matrix(site):
         return "vector"
     if r_i == 1:
         return "input"
@@ -234,11 +216,8 @@ def _kind(site: Site, r_i: float, r_o: float, ratios: Sequence[float]) -> Parame
 
 def _stays_inside(pair: Matched, later: Sequence[Matched], ratios: Sequence[tuple[float, ...]]) -> bool:
     """Whether what a matrix with fixed outputs gives is read again by the model, by its role or by its size."""
-    role = pair.site.role or ""
-    if role.startswith(("head.", "moe.router", "pooler")):
-        return False
-    if role.startswith(_INNER):
-        return True
+    if has_role(pair.site, "head.", "moe.router", "pooler", *_INNER):
+        return has_role(pair.site, *_INNER)
     outputs = pair.site.shape[(pair.site.layout or Layout()).out_axes[0]]
     for other, each in zip(later, ratios, strict=True):
         layout = other.site.layout
@@ -260,7 +239,7 @@ def _depth(pair: Matched) -> float:
 
 
 def _fans(site: Site) -> tuple[float, float]:
-    if len(site.shape) < 2 or (site.layout and len(site.layout.batch_axes) == len(site.shape)):
+    if not is_matrix(site):
         return 1.0, 1.0
     fan_in, fan_out = (site.layout or Layout()).fans(site.shape)
     return fan_in or 1.0, fan_out or 1.0

@@ -1,16 +1,22 @@
-"""Rows: what the table makes of each parameter of a model, and of the multipliers that it needs."""
+"""Rows: the table's factors of each parameter of a model, the multipliers that stay, and the recipe of its start."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from torch import nn
 
-from torchinit._text import shape_text
+from torchinit._text import fold_numbers, shape_text
 from torchinit.errors import ConfigError
-from torchinit.transfer.base import Base, ends_of
+from torchinit.initializers import Constant
+from torchinit.initializers.base import Blockwise, Fill
+from torchinit.initializers.composed import Padded
+from torchinit.model.sites import Site
+from torchinit.rules import Name, Recipe, Rule
+from torchinit.transfer.base import Base, ends_of, has_role, is_table
 from torchinit.transfer.growth import Grown
 from torchinit.transfer.multipliers import Multiplier, attentions, branch_multipliers, branches, readouts, without_heads
 from torchinit.transfer.table import Factors, ParameterRole, Settings, check_choice, factors_of
@@ -74,24 +80,20 @@ def resolved(
         each.site.name: factors_of(each.kind, each.growth, settings, is_branch=each.site.name in end_names)
         for each in grown
     }
-    put: dict[Multiplier, None] = {}
+    needed: list[tuple[Multiplier, str]] = []
     if table.has_rates:
-        at_branch = branch_multipliers(model, ends, settings.alpha, base)
-        pairs = [
-            *readouts(model, grown, base),
-            *attentions(model, grown, base),
-            *((one, name) for name, one in at_branch.items()),
-        ]
-        # A layer scale is a multiplier already, perhaps in a block's own forward, where no hook can tell it apart.
-        gains = {each.site.name for each in ends if (each.site.role or "").startswith("layer_scale")}
-        for multiplier, name in pairs:
-            is_folded = settings.form == "folded" or (name in gains and multiplier.place != "config")
-            moved = _folded(multiplier, name, factors, grown) if is_folded else {}
-            factors.update({key: each.moved(1.0, rule) for key, each in moved.items()})
-            if not moved:
-                put[multiplier] = None
-    inner = _inner(grown)
-    headless = without_heads(model, grown, base) if table.has_rates else {}
+        needed += [*readouts(model, grown, base), *attentions(model, grown, base)]
+        needed += branch_multipliers(model, ends, settings.alpha, base)
+    # A layer scale is a multiplier already, perhaps in a block's own forward, where no hook can tell it apart.
+    gains = {each.site.name for each in ends if has_role(each.site, "layer_scale")}
+    put: dict[Multiplier, None] = {}
+    for multiplier, name in needed:
+        is_folded = settings.form == "folded" or (name in gains and multiplier.place != "config")
+        moved = _folded(multiplier, name, factors, grown) if is_folded else {}
+        factors.update({key: each.moved(1.0, rule) for key, each in moved.items()})
+        if not moved:
+            put[multiplier] = None
+    inner, headless = _inner(grown), without_heads(model, grown, base) if table.has_rates else {}
     rows = tuple(
         TransferRow(
             each.site.name, each.kind, each.site.shape, each.base.shape,
@@ -110,14 +112,13 @@ def _inner(grown: Sequence[Grown]) -> set[str]:
     Where nothing grows roles tell, and the model's first and last matrix are its ends.
     """
     ends = ends_of([each.site for each in grown])
-    found = {each.site.name for each in grown if each.kind == "hidden" and len(each.site.shape) > 1}
-    for each in grown:
-        is_matrix = each.site.layout and len(each.site.shape) > 1 and each.site.parameter_kind != "bias"
-        is_end = each.site.name in ends or (each.site.role or "").startswith(("embed.", "head.", "moe.router"))
-        is_table = any(view.layout and view.layout.lookup for view in each.site.views)
-        if each.kind == "scalar" and is_matrix and not is_end and not is_table:
-            found.add(each.site.name)
-    return found
+
+    def is_inner(site: Site) -> bool:
+        is_end = site.name in ends or has_role(site, "embed.", "head.", "moe.router") or is_table(site)
+        return site.layout is not None and site.parameter_kind != "bias" and not is_end
+
+    matrices = [each for each in grown if len(each.site.shape) > 1]
+    return {e.site.name for e in matrices if e.kind == "hidden" or (e.kind == "scalar" and is_inner(e.site))}
 
 
 def _folded(
@@ -133,8 +134,7 @@ def _folded(
         return {name: factors[name]._replace(mult=multiplier.factor)}
     if own.site.role == "attn.qkv":  # of which no group of an optimizer can have a part
         return {}
-    owner = own.site.owner_name
-    both = [each.site.name for each in grown if each.site.owner_name == owner]
+    both = [each.site.name for each in grown if each.site.owner_name == own.site.owner_name]
     return {key: factors[key]._replace(mult=multiplier.factor) for key in both}
 
 
@@ -144,3 +144,66 @@ def _check_zero(grown: Sequence[Grown]) -> None:
         raise ConfigError(f"the head cannot start at zero, since {tied.site.name!r} is the embedding as well")
     if not any(each.kind == "output" for each in grown):
         raise ConfigError("nobody tells which layer is the head that should start at zero: kinds={'NAME': 'output'}")
+
+
+# --- the start -------------------------------------------------------------------------------------------------------
+
+
+def rules_of(grown: Sequence[Grown], base: Base, rows: Sequence[TransferRow], settings: Settings) -> Recipe:
+    """A rule for each parameter, or one for all like ones, that starts the model as the base started.
+
+    Raises ConfigError where nobody knows how that was.
+    """
+    if not base.fills:
+        raise ConfigError(
+            "nobody knows what starts the base model: it is on the meta device, or only its width was given; give"
+            " start=, a recipe or the code that starts it, such as start=lambda model: model.apply(init)"
+        )
+    fills, known = dict[str, tuple[Fill, str]](), base.fills
+    like: dict[str, list[str]] = defaultdict(list)
+    for each, row in zip(grown, rows, strict=True):
+        name, fill = each.site.name, known.get(each.base.name)
+        like[fold_numbers(name)].append(name)
+        if fill is not None:
+            is_head = each.kind == "output" and settings.zero_readout
+            factor = 0 if is_head else row.factors.std
+            made = Constant(0.0) if is_head and len(each.site.shape) > 1 else _scaled(fill, each, row.factors.std)
+            fills[name] = made, f"{settings.parametrization}: {each.kind}, std x {factor:.6g}"
+    rules = []
+    for pattern, names in like.items():
+        known_names = [name for name in names if name in fills]
+        alike = known_names == names and len({repr(fills[name]) for name in names}) == 1
+        for selector, name in [(pattern, names[0])] if alike else [(name, name) for name in known_names]:
+            fill, label = fills[name]
+            rules.append(Rule(Name(selector), fill, label=f"{label}: {fill}"))
+    return tuple(rules)
+
+
+def _scaled(fill: Fill, each: Grown, factor: float) -> Fill:
+    """The base's fill for the larger shape, with the factor of its std.
+
+    A fill whose std goes with the shape by itself, as that of an orthogonal matrix, is corrected for that.
+    """
+    fill = fill.fill if isinstance(fill, Padded) else fill  # the planner puts the padding row back
+    if isinstance(fill, Blockwise):
+        fill = _resized(fill, each.base, each.site)
+    elif (before := _std(fill, each.base)) and (after := _std(fill, each.site)):
+        factor *= before / after
+    return fill if factor == 1 else fill.scaled(factor)
+
+
+def _resized(fill: Blockwise, base: Site, site: Site) -> Fill:
+    """Fills side by side, at the sizes that they have in the larger tensor."""
+    here, there = site.shape[fill.axis], base.shape[fill.axis]
+    sizes = tuple(size * here // there for size in fill.sizes)
+    if sum(sizes) != here:
+        raise ConfigError(f"the parts of {site.name!r} in the base model, {fill.sizes}, do not grow alike to {here}")
+    return replace(fill, sizes=sizes)
+
+
+def _std(fill: Fill, site: Site) -> float | None:
+    try:
+        moments = fill.moments(site.shape)
+    except ValueError:
+        return None
+    return moments.std if moments else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from torchinit._text import did_you_mean, format_table
@@ -37,16 +38,11 @@ class Powers(NamedTuple):
         return float(r_i**self.i * r_o**self.o)
 
     def __str__(self) -> str:
-        above = [_power("r_i", self.i)] * (self.i > 0) + [_power("r_o", self.o)] * (self.o > 0)
-        if not above:
-            return " ".join([_power("r_i", self.i)] * (self.i < 0) + [_power("r_o", self.o)] * (self.o < 0)) or "1"
-        below = [_power("r_i", -self.i)] * (self.i < 0) + [_power("r_o", -self.o)] * (self.o < 0)
-        return "/".join([" ".join(above), *below])
-
-
-def _power(name: str, exponent: float) -> str:
-    text = {1: "", 0.5: "^1/2", -0.5: "^-1/2", -1: "^-1", 1.5: "^3/2", -1.5: "^-3/2"}
-    return f"{name}{text.get(exponent, f'^{exponent:g}')}"
+        powers = [(name, Fraction(power)) for name, power in zip(("r_i", "r_o"), self, strict=True) if power]
+        above = [name if power == 1 else f"{name}^{power}" for name, power in powers if power > 0]
+        sign = -1 if above else 1  # below a line the powers are positive
+        below = [name if sign * power == 1 else f"{name}^{sign * power}" for name, power in powers if power < 0]
+        return "/".join([" ".join(above), *below]) if above else " ".join(below) or "1"
 
 
 ONE: Final = Powers()
@@ -134,14 +130,8 @@ _MUP: Final[dict[ParameterRole, TableRow]] = {
     "tied": TableRow(sgd=Powers(o=1)),
     "scalar": TableRow(),
 }
-_STANDARD: Final[dict[ParameterRole, TableRow]] = {
-    "input": TableRow(),
-    "vector": TableRow(),
-    "hidden": TableRow(std=Powers(-0.5)),
-    "output": TableRow(std=Powers(-0.5)),
-    "tied": TableRow(),
-    "scalar": TableRow(),
-}
+_BY_FAN_IN: Final[dict[ParameterRole, TableRow]] = dict.fromkeys(("hidden", "output"), TableRow(std=Powers(-0.5)))
+_STANDARD: Final[dict[ParameterRole, TableRow]] = {**dict.fromkeys(_MUP, TableRow()), **_BY_FAN_IN}
 
 PARAMETRIZATIONS: Final[Mapping[str, Parametrization]] = {
     each.name: each
@@ -192,21 +182,14 @@ OPTIMIZERS: Final[Mapping[str, OptimizerRule]] = {
 """The optimizers that a published table is for (Lion's is Adam's, whose steps have the same size), by name."""
 
 
-def optimizer_named(optimizer: object) -> tuple[str, OptimizerRule]:
-    """The name and the rule of an optimizer, given by name, as a class or an object; ConfigError where none is known.
-
-    >>> optimizer_named("AdamW")[0]
-    'adamw'
-    """
+def _optimizer_named(optimizer: object) -> str:
+    """The name of an optimizer, given by name, as a class or an object; ConfigError where no rule of it is known."""
     cls = optimizer if isinstance(optimizer, type) else type(optimizer)
     name = (optimizer if isinstance(optimizer, str) else cls.__name__).lower()
     if name not in OPTIMIZERS:
-        near = did_you_mean(name, OPTIMIZERS)
-        known = ", ".join(OPTIMIZERS)
-        raise ConfigError(
-            f"no table of a parametrization is published for the optimizer {name!r}{near}; known: {known}"
-        )
-    return name, OPTIMIZERS[name]
+        text = f"no table of a parametrization is published for the optimizer {name!r}{did_you_mean(name, OPTIMIZERS)}"
+        raise ConfigError(f"{text}; known: {', '.join(OPTIMIZERS)}")
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +222,7 @@ class Settings:
                 raise ConfigError(f"alpha is completep's, but got {alpha!r} for {parametrization}")
             alpha = 1.0 if depth is None else depth
         at_least_zero("alpha", alpha)
-        return cls(parametrization, form, optimizer_named(optimizer)[0], float(alpha), wd, zero_readout)
+        return cls(parametrization, form, _optimizer_named(optimizer), float(alpha), wd, zero_readout)
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Settings:

@@ -14,26 +14,17 @@ from torch.optim import Optimizer
 
 from torchinit._text import did_you_mean, fold_numbers, format_table
 from torchinit.api import plan, sites
-from torchinit.errors import ConfigError, PlanError
+from torchinit.errors import ConfigError, PlanError, ReportError
 from torchinit.linting import Findings
 from torchinit.model.names import check_globs
 from torchinit.recipes import decode_recipe, recipe_to_data
 from torchinit.rules import Recipe
-from torchinit.serialization.json import unique_json
-from torchinit.transfer.agreement import Followed, agreement
-from torchinit.transfer.base import Base, Start
-from torchinit.transfer.groups import Group, groups_of
+from torchinit.transfer.base import Base, Start, read_format
 from torchinit.transfer.growth import growth_among, matched
-from torchinit.transfer.multipliers import (
-    Applied,
-    Multiplier,
-    apply_all,
-    verify_all,
-)
-from torchinit.transfer.rows import TransferRow, resolved
-from torchinit.transfer.start import rules_of
+from torchinit.transfer.multipliers import Applied, Multiplier, apply_all, missing_from
+from torchinit.transfer.optimizers import Followed, Group, Megatron, agreement, groups_of, init_method, parameters_of
+from torchinit.transfer.rows import TransferRow, resolved, rules_of
 from torchinit.transfer.table import Decay, Factors, Form, ParameterRole, Settings, check_choice
-from torchinit.transfer.trainers import Megatron, init_method, torchtitan_groups
 
 _FORMAT: Final = "torchinit-transfer-1"
 
@@ -138,7 +129,8 @@ class Transfer:
 
     def verify(self, model: nn.Module | None = None) -> None:
         """Raise ReportError where a multiplier is not in the model, as after it was loaded into a new one."""
-        verify_all(self.target(model), self.multipliers)
+        if lost := missing_from(self.target(model), self.multipliers):
+            raise ReportError("multipliers are not in the model: call apply(model)", map(str, lost))
 
     def param_groups(
         self, model: nn.Module | None = None, *, lr: float, weight_decay: float = 0.0, eps: float | None = None,
@@ -162,19 +154,11 @@ class Transfer:
         adam_lr: float | None = None,
     ) -> list[Group]:  # fmt: skip
         """The same groups as plain data, by names."""
-        return groups_of(
-            self.rows,
-            self.settings.optimizer,
-            lr=lr,
-            weight_decay=weight_decay,
-            eps=eps,
-            no_decay=no_decay,
-            adam_lr=adam_lr,
-        )
+        return groups_of(self.rows, self.settings.optimizer, lr, weight_decay, eps, no_decay, adam_lr)
 
     def torchtitan(self, **settings: Any) -> list[dict[str, Any]]:
         """The groups as arguments of torchtitan's ``ParamGroupConfig``; ``settings`` are those of :meth:`groups`."""
-        return torchtitan_groups(self.groups(**settings))
+        return [group.for_torchtitan() for group in self.groups(**settings)]
 
     def megatron(self, *, min_lr: float = 0.0, **settings: Any) -> Megatron:
         """The groups as Megatron-style code takes them; ``settings`` are those of :meth:`groups`."""
@@ -193,13 +177,13 @@ class Transfer:
 
         Rates are those of the moment: ask again after a scheduler was made, and after some of its steps.
         """
+        model = self.target(model)
         try:
-            start = plan(self.target(model), self.recipe)
+            start = plan(model, self.recipe)
         except (ConfigError, PlanError):  # nobody knows it, or it is not for this model
             start = None
-        return agreement(
-            Followed(self.target(model), optimizers, self.rows, self.multipliers, self.settings.optimizer, start)
-        )
+        held, optimizer = parameters_of(model, [row.name for row in self.rows]), self.settings.optimizer
+        return agreement(Followed(model, held, optimizers, self.rows, self.multipliers, optimizer, start))
 
     def target(self, model: nn.Module | None = None) -> nn.Module:
         """The model that is meant: the given one, else that of the constructor; ConfigError where there is neither."""
@@ -215,11 +199,10 @@ class Transfer:
         for row in self.rows:
             folded.setdefault((fold_numbers(row.name), *row.cells()), []).append(row.name)
         lines = [[name if len(names) > 1 else names[0], *cells] for (name, *cells), names in folded.items()]
-        title = str(self.settings)
         notes = {note: row.name for row in reversed(self.rows) for note in row.notes}
         told = [str(each) for each in self.multipliers] + [f"{name}: {note}" for note, name in notes.items()]
         head = ["parameter", "kind", "base -> here", "std x", "mult", "lr x", "eps x", "wd x"]
-        return "\n".join([title, format_table(head, lines), *told])
+        return "\n".join([str(self.settings), format_table(head, lines), *told])
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain data, the recipe included where it is known."""
@@ -243,9 +226,7 @@ class Transfer:
     def from_json(cls, text: str, model: nn.Module | None = None) -> Transfer:
         """The transfer that :meth:`to_json` wrote, for a model, perhaps; ConfigError for any other text."""
         try:
-            data = unique_json(text.encode())
-            if data.get("format") != _FORMAT:
-                raise ValueError(f"its format is {data.get('format')!r}, not {_FORMAT!r}")
+            data = read_format(text.encode(), _FORMAT)
             made = cls.__new__(cls)
             made.model = model
             made.settings = Settings.read({each.name: data[each.name] for each in fields(Settings)})

@@ -11,8 +11,8 @@ from torchinit._files import replacing
 from torchinit.api import draft
 from torchinit.cli import options
 from torchinit.cli.errors import UsageError
-from torchinit.distributed.estimate.cost import cost_of, measured
-from torchinit.distributed.estimate.partition import parse_mesh, parse_override
+from torchinit.distributed.cost import cost_of, measured
+from torchinit.distributed.partition import parse_mesh, parse_override
 
 
 def add(parser: argparse.ArgumentParser) -> None:

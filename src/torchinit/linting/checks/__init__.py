@@ -1,4 +1,4 @@
-"""The checks, a file or two for each hundred of codes: TI107 is in ``ti1_uninitialized``. New files are found here."""
+"""The checks, in files that name the hundreds of their codes: TI107 is in ``ti1_uninitialized``. Files are found."""
 
 from __future__ import annotations
 

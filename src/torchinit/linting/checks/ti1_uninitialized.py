@@ -137,8 +137,7 @@ def uncovered(target: LintTarget) -> Iterator[Hit]:
 
     Read off the plan. One note for all of them; ``torchinit plan --complete`` makes it an error.
     """
-    names = [site.name for site in target.plan.untouched if site.kind == "parameter"]
-    if names:
+    if names := [site.name for site in target.plan.untouched if site.kind == "parameter"]:
         yield Hit("", f"no rule covers {count(len(names), 'parameter')}: {abbreviate(names)}")
 
 
@@ -157,10 +156,8 @@ def unwritten(target: LintTarget) -> Iterator[Hit]:
     traced = [linted for linted in target.tensors if linted.is_parameter and linted.name in trace.parameters]
     written = {(linted.site.owner.name, linted.site.leaf) for linted in traced if linted.name not in left}
     rest = []
-    for linted in traced:
+    for linted in [each for each in traced if each.name in left and not each.loaded]:
         owner, leaf = linted.site.owner.name, linted.site.leaf
-        if linted.name not in left or linted.loaded:
-            continue
         if linted.site.parametrized:
             yield Hit(linted.name, "nothing wrote to the tensors that a parametrization computes it from")
         elif (owner, leaf) in written:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,36 +114,21 @@ def undone(target: LintTarget) -> Iterator[Hit]:
     # Nobody says which of two writes was meant, so it is read off the lines that wrote: a loop over all layers writes
     # many sites from one line, a special case few. The number of sites alone would blame a loop that handles both cases
     # layer by layer; there the special line begins before the general one is through, which makes it a note.
-    lines = _line_spans(target)
-    cases: dict[tuple[str, str], list[tuple[str, Write, Write]]] = defaultdict(list)
-    for linted in target.tensors:
-        for before, after in _undone_writes(linted.writes):
-            if lines[after.line].sites >= lines[before.line].sites:
-                cases[before.line, after.line].append((linted.name, before, after))
-    for (line_before, line_after), ((name, before, after), *others) in cases.items():
-        earlier, later = lines[line_before], lines[line_after]
-        text = f"{after.what} undoes {before.what} of {line_before or 'an unknown line'}"
-        tail = f", as in {count(len(others), 'other')}: {abbreviate([other for other, *_ in others])}" if others else ""
-        general = later.sites > earlier.sites and later.first > earlier.last
-        yield Hit(name, text + tail, "warning" if general else "note", line=line_after)
-
-
-class _LineSpan(NamedTuple):
-    """The writes of a line of code: to how many sites, from its first write to its last."""
-
-    sites: int
-    first: int
-    last: int
-
-
-def _line_spans(target: LintTarget) -> dict[str, _LineSpan]:
     by_line: dict[str, list[Write]] = defaultdict(list)
     for write in target.trace:
         by_line[write.line].append(write)
-    return {
-        line: _LineSpan(len({w.site for w in writes}), min(w.order for w in writes), max(w.last for w in writes))
-        for line, writes in by_line.items()
-    }
+    sites = {line: len({write.site for write in writes}) for line, writes in by_line.items()}
+    cases: dict[tuple[str, str], list[tuple[str, Write, Write]]] = defaultdict(list)
+    for linted in target.tensors:
+        for before, after in _undone_writes(linted.writes):
+            if sites[after.line] >= sites[before.line]:
+                cases[before.line, after.line].append((linted.name, before, after))
+    for (earlier, later), ((name, before, after), *others) in cases.items():
+        text = f"{after.what} undoes {before.what} of {earlier or 'an unknown line'}"
+        tail = f", as in {count(len(others), 'other')}: {abbreviate([other for other, *_ in others])}" if others else ""
+        begins, ends = min(write.order for write in by_line[later]), max(write.last for write in by_line[earlier])
+        general = sites[later] > sites[earlier] and begins > ends
+        yield Hit(name, text + tail, "warning" if general else "note", line=later)
 
 
 def _undone_writes(writes: Sequence[Write]) -> Iterator[tuple[Write, Write]]:

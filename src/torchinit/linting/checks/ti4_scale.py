@@ -27,11 +27,9 @@ def constant_weight(target: LintTarget) -> Iterator[Hit]:
     dead = len(matrices) == len(constant) > 1 and not any(linted.statistics.max for linted in constant)
     for linted in constant:
         stats = linted.statistics
-        text = f"all {stats.numel:,} values are {stats.max:.6g}"
-        if dead:
-            yield Hit(linted.name, f"{text}, and so are all weights of the model", "error")
-        else:
-            yield Hit(linted.name, text, "error" if linted.tensor.requires_grad and stats.max else "note")
+        tail = ", and so are all weights of the model" if dead else ""
+        text = f"all {stats.numel:,} values are {stats.max:.6g}{tail}"
+        yield Hit(linted.name, text, "error" if dead or (linted.tensor.requires_grad and stats.max) else "note")
 
 
 @check("TI402", "error", "values", 'start it neutral (type = "Neutral"): select weights by layer, not by name alone')
@@ -129,10 +127,10 @@ def off_neutral(target: LintTarget) -> Iterator[Hit]:
     for linted in norms:
         if (linted.statistics.constant or linted in shut) and _off(linted) and linted not in meant:
             text = f"is {linted.statistics.max:.6g}, but {neutrality(linted.site)}"
+            severity: Severity = "warning" if abs(_off(linted)) >= 0.5 else "note"
             if linted in shut:
-                yield Hit(linted.name, f"{text}; it lets nothing pass", "warning" if passing else "error")
-            else:
-                yield Hit(linted.name, text, "warning" if abs(_off(linted)) >= 0.5 else "note")
+                text, severity = f"{text}; it lets nothing pass", "warning" if passing else "error"
+            yield Hit(linted.name, text, severity)
     if meant:
         names = abbreviate([linted.name for linted in meant])
         yield Hit("", f"{len(meant)} of {count(len(scales), 'norm')} let nothing pass: {names}", "note")

@@ -15,8 +15,7 @@ from torchinit._text import abbreviate, count
 from torchinit.knowledge.following import LAYER
 from torchinit.knowledge.gains import gain_before
 from torchinit.linting.registry import Hit, Severity, check
-from torchinit.linting.statistics import Statistics
-from torchinit.linting.target import LintedTensor, LintTarget
+from torchinit.linting.target import LintedTensor, LintTarget, Statistics
 from torchinit.model.layouts import Layout
 from torchinit.model.names import normalize
 from torchinit.model.sites import Site
@@ -117,9 +116,8 @@ def dead_units(target: LintTarget) -> Iterator[Hit]:
         bias, reach = target.bias_of(linted), _CERTAIN * linted.factor
         if bias is None or bias.values is None:
             if linted.is_zero and bias is None:
-                yield Hit(
-                    linted.name, "is zero before a ReLU, and has no bias: nothing passes, nor comes a gradient back"
-                )
+                text = "is zero before a ReLU, and has no bias: nothing passes, nor comes a gradient back"
+                yield Hit(linted.name, text)
         elif _is_judged(bias) and bias.statistics.min <= -reach:
             dead = int((bias.values <= -reach).sum())
             text = f"{dead} of {count(bias.statistics.numel, 'unit')} never pass the ReLU: the bias is down to"
@@ -198,8 +196,7 @@ def far_bias(target: LintTarget) -> Iterator[Hit]:
     for linted in target.drawn:
         bias = target.bias_of(linted) if linted.is_matrix else None
         if bias is not None and _is_judged(bias) and bias.statistics.reach > max(_FAR, 10 * linted.factor):
-            text = f"reaches {bias.statistics.reach:.4g}, and its weight makes {linted.factor:.3g}"
-            yield Hit(bias.name, text)
+            yield Hit(bias.name, f"reaches {bias.statistics.reach:.4g}, and its weight makes {linted.factor:.3g}")
 
 
 @check("TI412", "note", "values", "take the std from Kaiming, Xavier or LeCun, or keep it knowingly")

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
-from torchinit.linting.findings import Finding, Findings
-from torchinit.linting.registry import SEVERITIES, Check, Severity
+from torchinit.linting.registry import SEVERITIES, Check, Finding, Findings, Severity
 from torchinit.probing.measurement import Measurement
 
 

@@ -1,9 +1,9 @@
-"""TI6: tensors that are one, should be one, are computed from others, or are held where nobody looks."""
+"""TI5, TI6: tensors that a dtype holds badly, that are one or should be, are computed, or stand where nobody looks."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,93 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from torchinit._text import abbreviate, count, shape_text
+from torchinit._text import abbreviate, count, dtype_name, shape_text
 from torchinit.initializers.statistics import is_shuffled
 from torchinit.linting.registry import Hit, Severity, check
 from torchinit.linting.target import LintTarget, is_pair_to_tie, split_common_end
 from torchinit.model.names import normalize
 from torchinit.model.sandbox import INTERNAL
+from torchinit.model.sites import Site
+from torchinit.model.states import intent
 from torchinit.tracing.regions import memory_of, storage_of
+
+
+@check("TI501", "warning", "values", "initialize in float32 and convert, or scale the weight up")
+def subnormal(target: LintTarget) -> Iterator[Hit]:
+    """A float16 parameter more than a tenth of whose values lie below 6.1e-5, where the format loses its digits.
+
+    float16 ends early: a normal with a standard deviation of 5e-4 has a tenth of its values there, and below 6e-8
+    all is zero. Counted; a tenth is a convention. Loaded values are left out.
+    """
+    for linted in target.drawn:
+        stats = linted.statistics
+        drawn = stats.numel - stats.zeros
+        if linted.site.dtype == torch.float16 and stats.tiny > drawn / 10:
+            text = f"{stats.tiny:,} of {drawn:,} values that are not zero are below 6.1e-05"
+            yield Hit(linted.name, f"{text}, where float16 has few digits")
+
+
+@check("TI502", "warning", "values", "scale it down, or keep it in bfloat16 or float32")
+def overflow(target: LintTarget) -> Iterator[Hit]:
+    """A float16 parameter with a value above 256, whose square float16 does not hold.
+
+    Sums of products overflow there. Harmless where the layer computes in float32. Loaded values are left out.
+    """
+    for linted in target.drawn:
+        if linted.site.dtype == torch.float16 and linted.statistics.numel and linted.statistics.reach > 256:
+            yield Hit(linted.name, f"holds {linted.statistics.reach:.6g}, and float16 ends at 65504")
+
+
+@check("TI503", "warning", "sites", "convert the module as a whole: module.to(dtype)")
+def mixed_dtypes(target: LintTarget) -> Iterator[Hit]:
+    """A module whose weight and bias have different dtypes.
+
+    Most layers refuse to compute so; it comes from a tensor that was made or assigned without a dtype. Parameters
+    of other names are left alone (state spaces keep their decay in float32), and formats of 8 bits.
+    """
+    sites = [linted.site for linted in target.tensors if linted.is_parameter]
+    roles = [site for site in sites if site.parameter_kind in ("weight", "bias")]
+    floating = [site for site in roles if site.dtype.is_floating_point and site.dtype.itemsize > 1]
+    return _mixed((site, dtype_name(site.dtype)) for site in floating)
+
+
+@check("TI504", "error", "sites", "move the module as a whole: module.to(device)")
+def mixed_devices(target: LintTarget) -> Iterator[Hit]:
+    """A module whose own tensors are on different devices.
+
+    It cannot compute. A tensor that is assigned after ``to`` makes it. The meta device has a check of its own.
+    """
+    return _mixed((each.site, str(each.tensor.device)) for each in target.tensors if not each.tensor.is_meta)
+
+
+@check("TI505", "note", "sites", "make it anew in float32 after the conversion, and keep it out of later ones")
+def rounded_buffer(target: LintTarget) -> Iterator[Hit]:
+    """A buffer in no state dict that stands in fewer digits than its own code makes it in.
+
+    ``model.to(torch.bfloat16)`` rounds the frequencies of rotary embeddings with all the rest, and positions far out
+    turn by other angles. The dtype that the code makes is found by building the module again, on the meta device, from
+    the arguments that it keeps; where it keeps none, a buffer called a frequency is taken to be float32.
+    """
+    rounded = []
+    for linted in target.tensors:
+        site, holder = linted.site, linted.holders[0]
+        if site.kind == "buffer" and not site.persistent and site.dtype.is_floating_point and site.dtype.itemsize < 4:
+            made = intent(holder.place.module, holder.leaf)
+            dtype = made.dtype if made else torch.float32 if "freq" in holder.leaf else site.dtype
+            if dtype.itemsize > site.dtype.itemsize:
+                rounded.append(f"{linted.name} ({dtype_name(site.dtype)} for {dtype_name(dtype)})")
+    if rounded:
+        yield Hit("", f"fewer digits than made in {count(len(rounded), 'buffer')}: {abbreviate(rounded)}")
+
+
+def _mixed(kinds: Iterable[tuple[Site, str]]) -> Iterator[Hit]:
+    """The modules whose own tensors are of several kinds."""
+    leaves: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for site, kind in kinds:
+        leaves[site.owner_name][kind].append(site.leaf)
+    for owner, by_kind in leaves.items():
+        if len(by_kind) > 1:
+            yield Hit(owner, " but ".join(f"{' and '.join(names)} {kind}" for kind, names in by_kind.items()))
 
 
 @check("TI601", "error", "sites", "tie them again: to_empty(), and a copy of one of them, break ties")
@@ -191,12 +271,11 @@ def unregistered(target: LintTarget) -> Iterator[Hit]:
                     inside = [*item.parameters(), *item.buffers()] if item not in modules else []
                     if inside:
                         yield Hit(name, f"{type(item).__name__} with {count(len(inside), 'tensor')} is not registered")
+                elif _memory(item) not in known and (item.requires_grad or _is_drawn(item)):
+                    shape = "no shape yet" if is_lazy(item) else shape_text(tuple(item.shape))
+                    yield Hit(name, f"a tensor of {shape} is not registered")
                 elif _memory(item) not in known:
-                    if item.requires_grad or _is_drawn(item):
-                        shape = "no shape yet" if is_lazy(item) else shape_text(tuple(item.shape))
-                        yield Hit(name, f"a tensor of {shape} is not registered")
-                    else:
-                        others.append(name)
+                    others.append(name)
     if others:
         yield Hit("", f"plain attributes hold {count(len(others), 'tensor')}: {abbreviate(others)}", "note")
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from tests.ranks import fake_rank
 from torchinit import RunError, sites
-from torchinit.distributed.estimate.partition import Partition, PartitionOverride, parse_mesh, parse_override, piece
+from torchinit.distributed.partition import Partition, PartitionOverride, parse_mesh, parse_override, piece
 from torchinit.model import Site
 from torchinit.model.dtensor import local_part
 

@@ -17,15 +17,15 @@ from torch import nn
 
 from examples.large import llama_405b, moe_1t
 from torchinit import Constant, Layer, Leaf, Name, Normal, Orthogonal, Plan, Rule, Uniform, load_recipe, sites
-from torchinit.distributed.estimate.cost import Rates, cost_of, kind_of, measured, whole_regions
-from torchinit.distributed.estimate.partition import Partition, parse_mesh, parse_override
+from torchinit.distributed.cost import Rates, cost_of, kind_of, measured, whole_regions
+from torchinit.distributed.partition import Partition, parse_mesh, parse_override
 from torchinit.initializers import Blocks, Identity, Sparse
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, RegionFill
 from torchinit.model import Site
 from torchinit.plans import make_plan
 
-LARGE = Path(__file__).parents[3] / "examples/large.toml"
+LARGE = Path(__file__).parents[2] / "examples/large.toml"
 
 
 def given(nanoseconds: Mapping[str, float], call: float = 0.0) -> Rates:

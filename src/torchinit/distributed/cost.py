@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 
 from torchinit._text import count, dtype_name, fold_numbers, format_table, shape_text
-from torchinit.distributed.estimate.partition import Partition
+from torchinit.distributed.partition import Partition
 from torchinit.initializers.elementwise import Constant, Fill
 from torchinit.model.shards import Box, Shard
 from torchinit.model.sites import Site
@@ -34,6 +33,11 @@ class CostGroup:
     axes: tuple[int | None, ...]
     local: tuple[int, ...]
     bytes: int
+
+    def cells(self) -> tuple[str, ...]:
+        axes = " ".join("-" if axis is None else str(axis) for axis in self.axes)
+        shapes = shape_text(self.shape), self.dtype, axes, shape_text(self.local)
+        return self.name, str(self.sites), *shapes, f"{self.bytes / 2**20:.3f}", self.fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ class Cost:
     def table(self) -> str:
         """The cost as plain text: a line for each kind of site, then the sums."""
         head = ("name", "sites", "shape", "dtype", "cut along", "on rank 0", "MiB on rank 0", "fill")
-        return "\n".join([format_table(head, [_row(group) for group in self.groups]), self.summary()])
+        return "\n".join([format_table(head, [group.cells() for group in self.groups]), self.summary()])
 
     def summary(self) -> str:
         """The sums in a few lines."""
@@ -105,12 +109,6 @@ class Cost:
         return "\n".join(lines)
 
 
-def _row(group: CostGroup) -> tuple[str, ...]:
-    axes = " ".join("-" if axis is None else str(axis) for axis in group.axes)
-    shapes = shape_text(group.shape), group.dtype, axes, shape_text(group.local)
-    return group.name, str(group.sites), *shapes, f"{group.bytes / 2**20:.3f}", group.fill
-
-
 def _size(number: float) -> str:
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if number < 1024:
@@ -119,52 +117,32 @@ def _size(number: float) -> str:
     return f"{number:.4g} TiB"
 
 
-class _LocalSite(NamedTuple):
-    """A site with its fill, and the shapes of its parts on the first and on the last rank."""
-
-    site: Site
-    fill: Fill | None
-    first: tuple[int, ...]
-    last: tuple[int, ...]
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.first)
-
-    @property
-    def bytes(self) -> int:
-        return self.elements * self.site.dtype.itemsize
-
-
 def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
-    """The cost of a plan; raises RunError where the partition does not go with the plan's sites.
-
-    >>> from torchinit import Constant, Leaf, Rule
-    >>> from torchinit.plans import make_plan
-    >>> plan = make_plan([Site("q_proj.weight", (64, 32))], [Rule(Leaf("weight"), Constant(0.0))])
-    >>> cost = cost_of(plan, Partition((4, 2), ("fsdp", "tp")), Rates({"Constant float32": 0.5}, "given"))
-    >>> cost.bytes, cost.most, cost.written
-    (8192, 1024, 256)
-    """
+    """The cost of a plan; raises RunError where the partition does not go with the plan's sites."""
     fills = {step.site.name: step.fill for step in plan.steps}
     sites = plan.sites
     partition.check(sites)
     first, last = (0,) * len(partition.sizes), tuple(size - 1 for size in partition.sizes)
-    every = [
-        _LocalSite(site, fills.get(site.name), partition.local_shape(site, first), partition.local_shape(site, last))
-        for site in sites
-    ]
-    written = [(local, local.fill) for local in every if local.fill is not None]
-    whole = [
-        WholeFill(local.site.name, str(fill), box.numel, part.scratch(box.shape), rates.seconds_of(part, box.shape))
-        for local, fill in written
-        if local.elements
-        for box, part in whole_regions(fill, local.site.shape)
-    ]
+    most = least = written = 0
+    whole: list[WholeFill] = []
     elements: Counter[str] = Counter()
-    for local, fill in written:
-        if local.elements and not whole_regions(fill, local.site.shape):
-            elements[kind_of(fill, local.site)] += local.elements
+    alike: Counter[CostGroup] = Counter()
+    for site in sites:
+        fill, shape, dtype = fills.get(site.name), partition.local_shape(site, first), dtype_name(site.dtype)
+        number = math.prod(shape)
+        size, name = number * site.dtype.itemsize, fold_numbers(site.name)
+        alike[CostGroup(name, 1, site.shape, dtype, str(fill or "-"), partition.axes(site), shape, size)] += 1
+        most += size
+        least += math.prod(partition.local_shape(site, last)) * site.dtype.itemsize
+        if fill is not None and number:
+            written += number
+            regions = whole_regions(fill, site.shape)
+            whole += [
+                WholeFill(site.name, str(fill), box.numel, part.scratch(box.shape), rates.seconds_of(part, box.shape))
+                for box, part in regions
+            ]
+            if not regions:
+                elements[kind_of(fill, site)] += number
     drawing = sum(rates.nanoseconds[kind] * number * 1e-9 for kind, number in elements.items())
     return Cost(
         mesh=str(partition),
@@ -172,14 +150,14 @@ def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
         sites=len(sites),
         elements=sum(site.numel for site in sites),
         bytes=sum(site.numel * site.dtype.itemsize for site in sites),
-        most=sum(local.bytes for local in every),
-        least=sum(math.prod(local.last) * local.site.dtype.itemsize for local in every),
-        written=sum(local.elements for local, _ in written),
-        seconds=drawing + rates.call * len(written) + sum(fill.seconds for fill in whole),
+        most=most,
+        least=least,
+        written=written,
+        seconds=drawing + rates.call * len(fills) + sum(fill.seconds for fill in whole),
         rates={kind: rates.nanoseconds[kind] for kind in elements},
         call=rates.call,
         source=rates.source,
-        groups=tuple(_groups(every, partition)),
+        groups=tuple(replace(group, sites=times, bytes=times * group.bytes) for group, times in alike.items()),
         whole=tuple(whole),
     )
 
@@ -187,17 +165,6 @@ def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
 def whole_regions(fill: Fill, shape: tuple[int, ...]) -> list[tuple[Box, Fill]]:
     """The regions of a tensor that a fill computes whole wherever a part of them is."""
     return [(box, part) for box, part in fill.regions(shape) if part.scratch(box.shape)]
-
-
-def _groups(every: Sequence[_LocalSite], partition: Partition) -> Iterator[CostGroup]:
-    alike: dict[CostGroup, int] = {}
-    for local in every:
-        site = local.site
-        name = fold_numbers(site.name)
-        fill, axes = str(local.fill or "-"), partition.axes(site)
-        group = CostGroup(name, 1, site.shape, dtype_name(site.dtype), fill, axes, local.first, local.bytes)
-        alike[group] = alike.get(group, 0) + 1
-    return (replace(group, sites=number, bytes=number * group.bytes) for group, number in alike.items())
 
 
 # --- rates -------------------------------------------------------------------------------------------------
@@ -236,16 +203,7 @@ def kind_of(fill: Fill, site: Site) -> str:
 
 
 def measured(plan: Plan) -> Rates:
-    """The rates of the fills in a plan, each measured on a corner of the largest site that it writes.
-
-    It takes some milliseconds a kind.
-
-    >>> from torchinit import Constant, Leaf, Rule
-    >>> from torchinit.plans import make_plan
-    >>> rates = measured(make_plan([Site("weight", (64, 32))], [Rule(Leaf("weight"), Constant(0.0))]))
-    >>> list(rates.nanoseconds)
-    ['Constant float32']
-    """
+    """The rates of the fills in a plan, each measured for some milliseconds on a corner of the largest of its sites."""
     largest: dict[str, Step] = {}
     for step in plan.steps:
         if step.site.numel and not step.fill.scratch(step.site.shape):  # else its time is scaled up from a small one

@@ -1,4 +1,4 @@
-"""Trainers: what Megatron-style code is given, and torchtitan's patterns."""
+"""Groups: what Megatron-style code is given, and torchtitan's patterns."""
 
 from __future__ import annotations
 

@@ -148,13 +148,7 @@ def _tensor_axis(site: Site) -> int | None:
 
 
 def parse_mesh(text: str, ways: str = "") -> Partition:
-    """The partition that ``512x8`` and ``fsdp,tp`` stand for; without ways one is chosen by the number of dimensions.
-
-    Raises ValueError for anything else.
-
-    >>> parse_mesh("512x8")
-    Partition(sizes=(512, 8), ways=('fsdp', 'tp'), overrides=())
-    """
+    """The partition that ``512x8`` and ``fsdp,tp`` stand for, without ways the usual ones; else raises ValueError."""
     parts = text.lower().split("x")
     if not all(part.isdecimal() and int(part) for part in parts):
         raise ValueError(f"a mesh is numbers of ranks such as 512x8, but got {text!r}")
@@ -172,10 +166,7 @@ def _way(text: str) -> Way:
 
 
 def parse_override(text: str) -> PartitionOverride:
-    """The placing that ``tp:**.router.weight=0`` stands for; ``=replicate`` cuts nothing.
-
-    Raises ValueError for anything else.
-    """
+    """The placing that ``tp:**.router.weight=0`` or ``=replicate`` stands for; raises ValueError for anything else."""
     way, colon, rest = text.partition(":")
     name, equals, axis = rest.rpartition("=")
     if not (colon and equals and (axis == "replicate" or axis.isdecimal())):
