@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from torchinit.cli import main
 from torchinit.cli.commands import COMMANDS
+from torchinit.cli.frame import REGISTERED
 
 # What each command cannot do without, so that it gets as far as its run.
 ARGUMENTS = {
@@ -46,8 +48,8 @@ def test_each_command_ends_with_130(
     def interrupted(arguments: object) -> int:
         raise KeyboardInterrupt
 
-    module = import_module(f"torchinit.cli.commands.{command.replace('-', '_')}")
-    monkeypatch.setattr(module, "run", interrupted)
+    import_module(f"torchinit.cli.commands.{COMMANDS[command][0]}")
+    monkeypatch.setitem(REGISTERED, command, replace(REGISTERED[command], run=interrupted))
     assert main([command, *ARGUMENTS[command]]) == 130
     assert capsys.readouterr() == ("", "")
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from torchinit._text import did_you_mean
 from torchinit._version import __version__
 from torchinit.cli.commands import COMMANDS
-from torchinit.cli.errors import UsageError
+from torchinit.cli.frame import REGISTERED, UsageError
 from torchinit.errors import MissingExtraError, TorchinitError
 
 EPILOG = """\
@@ -66,16 +66,16 @@ def _carry_out(words: Sequence[str]) -> int:
         return 0
     with _logging(arguments.verbose):
         try:
-            code: int = arguments.run(arguments)
+            return int(bool(REGISTERED[called].run(arguments)))
         except BrokenPipeError:  # the reader of our output had enough of it, as `| head` does
             _discard_output()
             return 0
         except (TorchinitError, OSError) as error:
             if os.environ.get("TORCHINIT_DEBUG"):
                 raise
-            print(f"torchinit {arguments.command}: {error}", file=sys.stderr)
-            return 2 if isinstance(error, (UsageError, MissingExtraError, OSError)) else int(arguments.on_error)
-    return code
+            print(f"torchinit {called}: {error}", file=sys.stderr)
+            is_usage = isinstance(error, (UsageError, MissingExtraError, OSError))
+            return 2 if is_usage else REGISTERED[called].on_error
 
 
 def _parser(called: Collection[str]) -> argparse.ArgumentParser:
@@ -88,17 +88,17 @@ def _parser(called: Collection[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens, on standard error")
-    parser.set_defaults(on_error=1, full_parser=partial(_parser, COMMANDS))
+    parser.set_defaults(full_parser=partial(_parser, COMMANDS))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, text in COMMANDS.items():
+    for name, (file, text) in sorted(COMMANDS.items()):
         command = commands.add_parser(name, help=text)
         if name in called:
-            module = import_module(f"torchinit.cli.commands.{name.replace('-', '_')}")
-            command.set_defaults(run=module.run)
+            import_module(f"torchinit.cli.commands.{file}")
             # The parser's own option, in either place: without a default here, which would take back the other.
             hidden = argparse.SUPPRESS
             command.add_argument("-v", "--verbose", action="store_true", default=hidden, help=hidden)
-            module.add(command)
+            for add in REGISTERED[name].takes:
+                add(command)
     return parser
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchinit._files import replacing
 from torchinit._text import count, dtype_name
 from torchinit.checkpoints.formats.safetensors import DTYPES, TIED, SafetensorsCheckpoint
-from torchinit.cli.errors import UsageError
+from torchinit.cli.frame import UsageError, check_free
 from torchinit.model.names import normalize
 from torchinit.plans.diff import Change, Diff
 from torchinit.plans.fingerprint import Fingerprint, fingerprint
@@ -34,8 +34,7 @@ def check_output(path: Path, *, force: bool) -> None:
         raise UsageError(f"the output is a .safetensors file, but got {str(path)!r}")
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
-    if path.exists() and not force:
-        raise UsageError(f"{str(path)!r} exists already; --force overwrites it")
+    check_free(path, force=force)
 
 
 def write_state(
