@@ -17,17 +17,11 @@ from torchinit._text import one_line, plain
 Style: TypeAlias = Literal["", "bold", "dim", "green", "yellow", "red"]
 Line: TypeAlias = tuple[str, Style]
 
-WIDTH: Final = 100
-"""The most columns of text that goes to no terminal."""
-
-_MOST_OF_A_PAGE: Final = 400
-"""The lines of a table in a notebook; a page with more of them is slow, and nobody reads it."""
-_NARROW: Final = 8
-"""The fewest columns that a column is shrunk to."""
-_NARROW_TEXT: Final = 14
-"""The same of all but the names as long as these are whole: the room of N(0, 0.004082)."""
-_LONGEST_NAME: Final = 56
-"""The columns that a name has before others are left out for it: most names of models are shorter."""
+WIDTH: Final = 100  # the most columns of text that goes to no terminal
+_MOST_OF_A_PAGE: Final = 400  # lines of a table in a notebook; a page with more of them is slow, and nobody reads it
+_NARROW: Final = 8  # the fewest columns that a column is shrunk to
+_NARROW_TEXT: Final = 14  # the same of all but the names as long as these are whole: the room of N(0, 0.004082)
+_LONGEST_NAME: Final = 56  # columns that a name has before others are left out for it: most names are shorter
 
 
 class Entry(NamedTuple):
@@ -67,15 +61,14 @@ class _Node:
         self.is_heading = not self.groups and (is_block or (any(below) and len(self.children) > 1))
         return self.is_heading or any(below)
 
-    def entries(self, depth: int, prefix: str = "") -> Iterator[Entry]:
+    def entries(self, depth: int) -> Iterator[Entry]:
         """The lines of what is below, what belongs to the module itself before its parts."""
         rows: dict[tuple[object, ...], list[tuple[str, Group]]] = {}
-        for name, node in self._below(prefix):
+        for name, node in self._below():
             if node.is_heading:
                 yield from _drained(rows, depth, self.times)
                 yield Entry(name, str(node.times) if node.times != self.times else "", depth=depth)
                 yield from node.entries(depth + 1)
-                continue
             for group in node.groups:  # norms and biases of one layer often say the same: ln_1.weight, ln_2.weight
                 like = (re.sub(r"\d+", "0", name), len(group.names), group.cells, group.notes)
                 alone = group.notes or name.count(".") > 1
@@ -86,11 +79,9 @@ class _Node:
         """The headings and ends that come next, with their names from here on."""
         for child in sorted(self.children.values(), key=lambda each: bool(each.children)):
             name = prefix + child.part
-            if child.is_heading:
+            if child.is_heading or child.groups:
                 yield name, child
-            else:
-                if child.groups:
-                    yield name, child
+            if not child.is_heading:
                 yield from child._below(f"{name}.")
 
 
@@ -170,7 +161,11 @@ class Table:
         def block(cells: Sequence[str], style: Style) -> list[Line]:
             texts = [_cut(cells[at], widths[at]) if at == self.before else cells[at] for at in kept]
             parts = [_lines_of(text, widths[at]) for text, at in zip(texts, kept, strict=True)]
-            return [(_set(line, kept, widths, columns), style) for line in zip_longest(*parts, fillvalue="")]
+            lines = zip_longest(*parts, fillvalue="")
+            padded = (
+                [_padded(cell, widths[at], columns[at]) for cell, at in zip(line, kept, strict=True)] for line in lines
+            )
+            return [("  ".join(line), style) for line in padded]
 
         yield block(heads, "bold") if any(heads) else []
         for entry in entries:
@@ -290,14 +285,9 @@ def _chosen(
     return kept
 
 
-def _set(cells: Sequence[str], kept: Sequence[int], widths: Sequence[int], columns: Sequence[Column]) -> str:
-    """The cells in a line."""
-    return "  ".join(_padded(cell, widths[at], right=columns[at].right) for cell, at in zip(cells, kept, strict=True))
-
-
-def _padded(text: str, width: int, *, right: bool) -> str:
+def _padded(text: str, width: int, column: Column) -> str:
     space = " " * max(0, width - _room(text))
-    return space + text if right else text + space
+    return space + text if column.right else text + space
 
 
 def _room(text: str) -> int:

@@ -20,8 +20,7 @@ from torchinit.cli.frame import UsageError, command, option, repeated
 from torchinit.linting import SEVERITIES, ConstructionRecorder, known_checks, lint, meta_parity, select_checks
 from torchinit.model.sandbox import poisoned_memory
 from torchinit.noise import Keyed
-from torchinit.plans.planner import make_plan
-from torchinit.plans.run import local_shards, run
+from torchinit.plans import local_shards, make_plan, run
 from torchinit.probing import PROBE_CHECKS, Probe, coord_check, probe
 
 _FAIL_ON = option("--fail-on", choices=SEVERITIES, default="error", help="from which severity on the exit code is 1")

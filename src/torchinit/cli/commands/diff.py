@@ -13,11 +13,8 @@ from torchinit._text import count, format_table
 from torchinit.api import sites
 from torchinit.cli import frame, weights
 from torchinit.cli.frame import UsageError, command, option, repeated
-from torchinit.plans.diff import Diff
-from torchinit.plans.fingerprint import Fingerprint, fingerprint
-from torchinit.plans.plan import Plan
-from torchinit.plans.planner import make_plan
-from torchinit.plans.report import Record, Report
+from torchinit.plans import Diff, Fingerprint, Plan, Record, Report, make_plan
+from torchinit.plans.fingerprint import fingerprint
 
 FileKind: TypeAlias = Literal["recipe", "plan", "report", "fingerprint", "weights"]
 Saved = TypeVar("Saved", Plan, Report, Fingerprint)

@@ -21,11 +21,10 @@ from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.cli import frame, weights
 from torchinit.cli.frame import UsageError, command, option, repeated
 from torchinit.errors import CheckpointError
-from torchinit.initializers.load_report import LoadReport
-from torchinit.model.shards import Shard
-from torchinit.plans.plan import Plan
-from torchinit.rules.rule import Rule
-from torchinit.rules.selectors import Name
+from torchinit.initializers import LoadReport
+from torchinit.model import Shard
+from torchinit.plans import Plan
+from torchinit.rules import Name, Rule
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
 

@@ -18,10 +18,9 @@ from torchinit.cli import frame, models, weights
 from torchinit.cli.frame import UsageError, command, one_of, option, repeated
 from torchinit.errors import TorchinitError
 from torchinit.noise import Keyed
-from torchinit.plans.run import local_shards, run
+from torchinit.plans import local_shards, run
 from torchinit.probing import preserves
-from torchinit.rules.rule import Rule
-from torchinit.rules.selectors import Name
+from torchinit.rules import Name, Rule
 from torchinit.serialization.validation import check_number
 from torchinit.transfer import Base, Group, Transfer
 

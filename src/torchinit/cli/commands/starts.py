@@ -16,9 +16,9 @@ from torch import nn
 from torchinit._files import replacing
 from torchinit._version import __version__
 from torchinit.api import draft, materialize, sites
+from torchinit.checkpoints import fetch
 from torchinit.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from torchinit.checkpoints.hub.cache import hash_of
-from torchinit.checkpoints.hub.schemes import fetch
 from torchinit.checkpoints.origins import origin_of
 from torchinit.cli import frame, weights
 from torchinit.cli.commands.diff import kind_of, read_saved
@@ -32,16 +32,13 @@ from torchinit.initializers.composed import Opaque
 from torchinit.model.counted import Counted
 from torchinit.model.traversal import walk_tensors
 from torchinit.noise import STREAM, Keyed
-from torchinit.plans.diff import Diff
-from torchinit.plans.fingerprint import Fingerprint, fingerprint
+from torchinit.plans import Diff, Fingerprint, Plan, Report, Skipped, local_shards, run
+from torchinit.plans.fingerprint import fingerprint
 from torchinit.plans.only import prove
 from torchinit.plans.origin import Origin
-from torchinit.plans.plan import Plan, Skipped
-from torchinit.plans.report import Report
-from torchinit.plans.run import Progress, local_shards, run
+from torchinit.rules import Recipe
 from torchinit.rules.catalog import SCHEMA
-from torchinit.rules.rule import Recipe
-from torchinit.tracing.capture import capture
+from torchinit.tracing import capture
 
 # --- plan ------------------------------------------------------------------------------------------------------------
 
@@ -149,7 +146,7 @@ def run_apply(arguments: Namespace) -> None:
     plan = _runnable(plan) if is_own else plan
     _check(arguments, plan)
     with frame.progress_bar("writing", sum(step.site.numel for step in plan)) as advance:
-        progress: Progress | None = (lambda step: advance(step.site.numel)) if advance else None
+        progress = (lambda step: advance(step.site.numel)) if advance else None
         work = partial(run, plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
         report = prove(model, plan, work)
     prints, origin = fingerprint(model), origin_of("own" if is_own else "initialize", plan, noise, arguments.recipe)
