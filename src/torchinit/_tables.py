@@ -153,10 +153,11 @@ class Table:
 
     def blocks(self, width: int | None = WIDTH) -> Iterator[list[Line]]:
         """The lines of the heads, then of each entry."""
-        columns, entries = self._grid(self.entries, full=width is None)
+        columns, entries, kept = self.chosen(self.entries, full=width is None)
         heads = [column.head for column in columns]
         widths = [max(map(_room, texts)) for texts in zip(heads, *(entry.cells for entry in entries), strict=True)]
-        kept = _chosen([entry.cells for entry in entries], widths, columns, self.before, width)
+        if width is not None:
+            _fit(width, kept, widths, columns, self.before)
 
         def block(cells: Sequence[str], style: Style) -> list[Line]:
             texts = [_cut(cells[at], widths[at]) if at == self.before else cells[at] for at in kept]
@@ -174,8 +175,8 @@ class Table:
             below = [line for note in notes for line in _wrapped(note, width, "dim", indent)]
             yield block(entry.cells, _SIGNS.get(entry.cells[0], "") if entry.groups else "bold") + below
 
-    def _grid(self, entries: Sequence[Entry], *, full: bool = False) -> tuple[list[Column], list[Entry]]:
-        """All columns, those of the names and of the notes among them, and the entries with a cell for each."""
+    def chosen(self, entries: Sequence[Entry], *, full: bool = False) -> tuple[list[Column], list[Entry], list[int]]:
+        """All columns, the lines with a cell for each, and the columns that tell something, by number."""
         own = [Column(self.subject), Column("×" if self.subject else "", right=True)]
         sign = "" if self.subject else "×"  # said in the head where there is one
         at, notes = self.before, full and any(entry.notes for entry in entries)
@@ -186,7 +187,10 @@ class Table:
             name = "  " * entry.depth + one_line(entry.name), entry.times and sign + entry.times
             last = ("; ".join(entry.notes),) if notes else ()
             every.append(entry._replace(cells=(*cells[:at], *name, *cells[at:], *last)))
-        return columns, every
+        texts = [{entry.cells[number] for entry in every} - {""} for number in range(len(columns))]
+        empty = [found <= ({"-"} if column.head else set()) for column, found in zip(columns, texts, strict=True)]
+        same = [column.once and len(found) == 1 and not full for column, found in zip(columns, texts, strict=True)]
+        return columns, every, [number for number in range(len(columns)) if not (empty[number] or same[number])]
 
     def brief(self, headline: str, most: int = 10) -> str:
         """The text of a ``repr``: a headline and the first lines, together less than 2,000 letters."""
@@ -198,12 +202,6 @@ class Table:
             else:
                 lines += texts
         return "\n".join([*lines, *([f"  … {left} more, print it"] if left else [])])
-
-    def chosen(self, entries: Sequence[Entry]) -> tuple[list[Column], list[Entry], list[int]]:
-        """All columns, some of the lines with a cell for each, and the columns that tell something, by number."""
-        columns, entries = self._grid(entries)
-        kept = _chosen([entry.cells for entry in entries], [0] * len(columns), columns, self.before, 1 << 20)
-        return columns, entries, kept
 
     def html(self) -> str:
         """The table as HTML for a notebook: no scripts, and legible on a light and on a dark page."""
@@ -250,18 +248,8 @@ _RIGHT: Final = ' style="text-align:right"'
 _PART: Final = ' class="part"'
 
 
-def _chosen(
-    rows: Sequence[Sequence[str]], widths: list[int], columns: Sequence[Column], name: int, width: int | None
-) -> list[int]:
-    """The columns that are shown, by number; their widths are made to fit."""
-    kept = []
-    for at, column in enumerate(columns):
-        texts = {cells[at] for cells in rows} - {""}
-        is_told = column.once and len(texts) == 1 and width is not None
-        if texts - ({"-"} if column.head else set()) and not is_told:
-            kept.append(at)
-    if width is None:
-        return kept
+def _fit(width: int, kept: list[int], widths: list[int], columns: Sequence[Column], name: int) -> None:
+    """Make columns narrower, and leave some out, until they fit."""
 
     def over() -> int:
         return sum(widths[at] for at in kept) + 2 * (len(kept) - 1) - width
@@ -282,7 +270,6 @@ def _chosen(
     leave_out(1)
     shrink(_NARROW, kept)
     shrink(3, kept)
-    return kept
 
 
 def _padded(text: str, width: int, column: Column) -> str:

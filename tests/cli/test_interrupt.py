@@ -45,7 +45,7 @@ ARGUMENTS = {
 def test_each_command_ends_with_130(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(arguments: object) -> int:
+    def interrupted(arguments: object) -> bool:
         raise KeyboardInterrupt
 
     import_module(f"torchinit.cli.commands.{COMMANDS[command][0]}")
@@ -73,6 +73,6 @@ def test_an_interrupt_in_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(sys.modules["torchinit.cli.main"], "_carry_out", interrupted)
+    monkeypatch.setattr(sys.modules["torchinit.cli"], "_carry_out", interrupted)
     assert main(["list"]) == 130
     assert signal.getsignal(signal.SIGINT) is before

@@ -115,13 +115,14 @@ def examples_of(name: str, registry: ClassRegistry) -> dict[str, str]:
         to_rules(entry)
     except ConfigError:
         return {}
-    used: set[type] = set()
     if registry is SELECTORS:
-        where, init = _python(entry["where"], used), _python(entry["init"], used)
+        where, init = entry["where"], entry["init"]
     else:
-        words = {key: value for key, value in entry.items() if key != "name"}
-        where, init = _python(entry["name"], used), _python(words, used)
-    return {"TOML": _table(entry), "Python": "\n".join([*_imports(used), f"Rule({where}, {init})"])}
+        where, init = entry["name"], {key: value for key, value in entry.items() if key != "name"}
+    used: set[type] = set()
+    rule = f"Rule({_python(where, used)}, {_python(init, used)})"
+    table = ["[[rules]]", *(f"{key} = {_toml(value)}" for key, value in entry.items())]
+    return {"TOML": "\n".join(table), "Python": "\n".join([*_imports(used), rule])}
 
 
 def _entry(name: str, registry: ClassRegistry) -> dict[str, Any]:
@@ -134,10 +135,6 @@ def _entry(name: str, registry: ClassRegistry) -> dict[str, Any]:
     if registry is ADAPTERS:
         return {"type": "Pretrained", "checkpoint": "weights.safetensors", "adapt": {place: named}, "name": "**"}
     return {**named, "name": place}
-
-
-def _table(entry: Mapping[str, Any]) -> str:
-    return "\n".join(["[[rules]]", *(f"{key} = {_toml(value)}" for key, value in entry.items())])
 
 
 def _toml(value: Any) -> str:

@@ -10,8 +10,7 @@ from typing import get_args
 
 import pytest
 
-from torchinit.cli import main
-from torchinit.cli.main import _parser
+from torchinit.cli import _parser, main
 from torchinit.transfer.table import PARAMETRIZATIONS, Form
 
 NET = """

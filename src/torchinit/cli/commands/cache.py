@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from torchinit._text import count, did_you_mean, format_table
-from torchinit.checkpoints.hub.cache import Cache, CacheEntry, default_folder, hash_of
+from torchinit.checkpoints.hub.cache import Cache, default_folder, hash_of
 from torchinit.checkpoints.hub.urls import address_of
 from torchinit.cli import frame
 from torchinit.cli.frame import UsageError, command, option
@@ -71,7 +71,10 @@ def _list(cache: Cache, arguments: Namespace) -> bool:
     """Print a row for each entry, and how much lies there unfinished."""
     entries = cache.entries()
     unfinished = len(cache.folders()) - len(entries)
-    rows = [_row(entry) for entry in entries]
+    rows = []
+    for entry in entries:
+        when = datetime.fromtimestamp(entry.fetched, UTC).strftime("%Y-%m-%d %H:%M")
+        rows.append((entry.path.name, f"{entry.size:,}", when, entry.sha256[:12], entry.url))
     table = [format_table(("name", "bytes", "fetched (UTC)", "sha256", "url"), rows)] if rows else []
     total = f"{count(len(entries), 'file')}, {sum(entry.size for entry in entries):,} bytes in {cache.folder}"
     tail = f"; {count(unfinished, 'unfinished download')}" if unfinished else ""
@@ -81,21 +84,12 @@ def _list(cache: Cache, arguments: Namespace) -> bool:
     return False
 
 
-def _row(entry: CacheEntry) -> tuple[str, ...]:
-    when = datetime.fromtimestamp(entry.fetched, UTC).strftime("%Y-%m-%d %H:%M")
-    return entry.path.name, f"{entry.size:,}", when, entry.sha256[:12], entry.url
-
-
 def _verify(cache: Cache, arguments: Namespace) -> bool:
     """Print what is not as it was fetched; each of that is a finding."""
-    problems = [(entry, entry.problem()) for entry in cache.entries()]
-    lines = [
-        f"{entry.path} {problem}\n  from {entry.url}; it is fetched again when it is needed"
-        for entry, problem in problems
-        if problem
-    ]
-    data = [{"url": entry.url, "path": str(entry.path), "problem": problem} for entry, problem in problems]
-    frame.show(arguments, "\n".join([*lines, f"{count(len(problems), 'file')}, {len(lines)} damaged"]), data)
+    data = [{"url": each.url, "path": str(each.path), "problem": each.problem()} for each in cache.entries()]
+    text = "{path} {problem}\n  from {url}; it is fetched again when it is needed"
+    lines = [text.format(**each) for each in data if each["problem"]]
+    frame.show(arguments, "\n".join([*lines, f"{count(len(data), 'file')}, {len(lines)} damaged"]), data)
     return bool(lines)
 
 

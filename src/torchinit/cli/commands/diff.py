@@ -115,8 +115,7 @@ def _report_changes(first: Report, second: Report) -> Diff:
 def _facts(record: Record) -> tuple[str, ...]:
     """All of a record but the time it took."""
     seen = record.measured
-    figures = {"mean": seen.mean, "std": seen.std, "min": seen.min, "max": seen.max} if seen else {}
-    values = (f"{name} {figures[name]:.9g}" if figures else "" for name in ("mean", "std", "min", "max"))
+    values = (f"{name} {getattr(seen, name):.9g}" if seen else "" for name in ("mean", "std", "min", "max"))
     return record.fill, f"in {list(record.shape)}", record.dtype, f"by {record.rule}", *values
 
 

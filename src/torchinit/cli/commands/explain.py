@@ -9,6 +9,7 @@ import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from textwrap import indent
 from typing import Any
 
 from torch import nn
@@ -66,19 +67,11 @@ class Explanation:
     rules: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        parts = [": ".join([self.name, *self.text[:1]]), *self.text[1:]]
-        if self.arguments:
-            parts.append(_indented("Arguments", "\n".join(map(str, self.arguments))))
-        parts += [
-            _indented(f"As {'a ' * (language == 'command')}{language}", text) for language, text in self.rules.items()
-        ]
-        if self.example:
-            parts.append(_indented("Example", self.example))
-        return "\n\n".join(parts)
-
-
-def _indented(title: str, text: str) -> str:
-    return "\n".join([title, *(f"  {line}".rstrip() for line in text.splitlines())])
+        rules = {f"As {'a ' * (language == 'command')}{language}": text for language, text in self.rules.items()}
+        parts = {"Arguments": "\n".join(map(str, self.arguments)), **rules, "Example": self.example}
+        head = ": ".join([self.name, *self.text[:1]])
+        below = (f"{title}\n{indent(text, '  ')}" for title, text in parts.items() if text)
+        return "\n\n".join([head, *self.text[1:], *below])
 
 
 def _explain(name: str) -> Explanation:
@@ -128,16 +121,13 @@ def _explain_scheme(name: str) -> Explanation:
     rows = [(rule.label, str(rule.where), str(rule.init) if rule.label != NEEDED else "-") for rule in rules]
     table = format_table(("rule", "where", "what"), rows)
     text = (data["about"], data["claims"].strip(), f"Source: {data['source']}", table)
-    arguments = tuple(_scheme_argument(*item) for item in data.get("arguments", {}).items())
+    arguments = []
+    for argument, declared in data.get("arguments", {}).items():
+        bounds = ["{:g} to {:g}".format(*declared["bounds"])] if "bounds" in declared else []
+        choices = tuple(declared.get("choices", bounds))
+        arguments.append(ExplainedArgument(argument, str(declared["default"]), choices, declared["meaning"]))
     ways = {"Python": f'torchinit.initialize(model, "{name}", seed=0)', "command": f"torchinit plan MODEL {name}"}
-    return Explanation(name, text, arguments, rules=ways)
-
-
-def _scheme_argument(name: str, declared: Mapping[str, Any]) -> ExplainedArgument:
-    bounds = ["{:g} to {:g}".format(*declared["bounds"])] if "bounds" in declared else []
-    return ExplainedArgument(
-        name, str(declared["default"]), tuple(declared.get("choices", bounds)), declared["meaning"]
-    )
+    return Explanation(name, text, tuple(arguments), rules=ways)
 
 
 def describe(name: str, cls: type[Any]) -> Explanation:

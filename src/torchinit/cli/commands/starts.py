@@ -78,7 +78,7 @@ def run_plan(arguments: Namespace) -> None:
         frame.show(arguments, f"{cost.table()}\n{plan.summary()}", cost.to_dict())
     else:
         frame.show(arguments, plan, title=f"{type(model).__name__} with {arguments.recipe or 'its own start'}")
-    _check(arguments, plan)
+    plan.check(complete=arguments.complete or arguments.only is not None, strict=arguments.strict)
     if arguments.output:
         with replacing(arguments.output) as file:
             file.write(plan.to_json().encode())
@@ -88,10 +88,9 @@ def _drafted(arguments: Namespace, rules: Recipe | None, model: nn.Module) -> Pl
     """The plan of a recipe, or of the start that a transformers model gives itself, whatever is wrong with it."""
     if rules is not None:
         return draft(model, rules, only="missing" if arguments.only == ["missing"] else arguments.only)
-    plan = _own_start(model)
-    if arguments.only or arguments.set:
+    if hasattr(model, "initialize_weights") and (arguments.only or arguments.set):
         raise UsageError("--only and --set are for a recipe: give one")
-    return plan
+    return _own_start(model)
 
 
 def _own_start(model: nn.Module) -> Plan:
@@ -107,10 +106,6 @@ def _own_start(model: nn.Module) -> Plan:
             f"give a RECIPE for {type(model).__name__}: only a transformers: model is asked for its own start"
         )
     return capture(model, code)
-
-
-def _check(arguments: Namespace, plan: Plan) -> None:
-    plan.check(complete=arguments.complete or arguments.only is not None, strict=arguments.strict)
 
 
 # --- apply -----------------------------------------------------------------------------------------------------------
@@ -144,7 +139,7 @@ def run_apply(arguments: Namespace) -> None:
     is_own = saved is None and rules is None
     plan = _drafted(arguments, rules, model) if saved is None else _of_model(saved, model)
     plan = _runnable(plan) if is_own else plan
-    _check(arguments, plan)
+    plan.check(complete=arguments.complete or arguments.only is not None, strict=arguments.strict)
     with frame.progress_bar("writing", sum(step.site.numel for step in plan)) as advance:
         progress = (lambda step: advance(step.site.numel)) if advance else None
         work = partial(run, plan, local_shards(model), noise, stats=arguments.stats, progress=progress)
