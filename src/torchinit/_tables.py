@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from torchinit._folding import Column, Group, large
+from torchinit._folding import Column, RowGroup, large
 from torchinit._text import one_line, plain
 
 Style: TypeAlias = Literal["", "bold", "dim", "green", "yellow", "red"]
@@ -41,12 +41,12 @@ class _Node:
 
     part: str = ""
     times: int = 1
-    groups: list[Group] = field(default_factory=list)
+    groups: list[RowGroup] = field(default_factory=list)
     children: dict[str, _Node] = field(default_factory=dict)
     rows: int = 0
     is_heading: bool = False
 
-    def add(self, group: Group) -> None:
+    def add(self, group: RowGroup) -> None:
         node = self
         node.rows += 1
         for part, copies in zip(group.path, group.copies, strict=True):
@@ -63,7 +63,7 @@ class _Node:
 
     def entries(self, depth: int) -> Iterator[Entry]:
         """The lines of what is below, what belongs to the module itself before its parts."""
-        rows: dict[tuple[object, ...], list[tuple[str, Group]]] = {}
+        rows: dict[tuple[object, ...], list[tuple[str, RowGroup]]] = {}
         for name, node in self._below():
             if node.is_heading:
                 yield from _drained(rows, depth, self.times)
@@ -85,7 +85,7 @@ class _Node:
                 yield from child._below(f"{name}.")
 
 
-def _drained(rows: dict[Any, list[tuple[str, Group]]], depth: int, times: int) -> Iterator[Entry]:
+def _drained(rows: dict[Any, list[tuple[str, RowGroup]]], depth: int, times: int) -> Iterator[Entry]:
     for pairs in rows.values():
         names, groups = zip(*pairs, strict=True)
         name = ", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]} ({len(names)})"
@@ -93,7 +93,7 @@ def _drained(rows: dict[Any, list[tuple[str, Group]]], depth: int, times: int) -
     rows.clear()
 
 
-def _entry(name: str, groups: Sequence[Group], depth: int = 0, times: int = 1) -> Entry:
+def _entry(name: str, groups: Sequence[RowGroup], depth: int = 0, times: int = 1) -> Entry:
     """The line of one group, or of several that say the same."""
     first = groups[0]
     number = str(len(first.names)) if len(first.names) != times else ""
@@ -118,7 +118,7 @@ class Table:
 
     subject: str
     columns: tuple[Column, ...]
-    groups: Sequence[Group]
+    groups: Sequence[RowGroup]
     title: str = ""
     foot: tuple[str, ...] = ()
     tree: bool = False
@@ -317,7 +317,7 @@ class Tabular:
         """The table; ``full``: with a line for each row."""
         raise NotImplementedError
 
-    def _headline(self, groups: Sequence[Group]) -> str:
+    def _headline(self, groups: Sequence[RowGroup]) -> str:
         """The object in one line, for its ``repr``, with the groups of its table."""
         raise NotImplementedError
 

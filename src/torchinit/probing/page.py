@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
 
-from torchinit._folding import Column, Group, large, starts_as, to_digits
+from torchinit._folding import Column, RowGroup, large, starts_as, to_digits
 from torchinit._tables import Table
 from torchinit._text import count, shape_text
 from torchinit.initializers.moments import Moments, truncated
@@ -307,7 +307,7 @@ def _own(start: StartValues, other: StartValues | None, name: str) -> Table:
     for each in start.parameters:
         cells = (shape_text(each.shape), "…".join(dict.fromkeys(map(digits, each.stds))))
         theirs = (texts.get(each.names[0], "-"),) if other else ()
-        groups.append(Group([*each.names], (*cells, *theirs), (), (each.label,), (len(each.names),)))
+        groups.append(RowGroup([*each.names], (*cells, *theirs), (), (each.label,), (len(each.names),)))
     columns = (Column("shape"), Column("std"), *((Column(name),) if other else ()))
     return Table("tensor", columns, groups)
 
