@@ -194,7 +194,12 @@ def shortened(paths: Collection[str]) -> Callable[[str], str]:
     >>> shortened(["/a/b/net.pth"])("w of /a/b/net.pth")
     'w of net.pth'
     """
-    ends = {path: _end(path, {*paths}) for path in sorted({*paths}, key=len, reverse=True) if "/" in path}
+    ends, every = dict[str, str](), sorted({*paths}, key=len, reverse=True)
+    for path in every:
+        parts = path.split("/")
+        tails = filter(None, ("/".join(parts[at:]) for at in range(len(parts) - 1, 0, -1)))
+        unique = (tail for tail in tails if sum(f"/{other}".endswith(f"/{tail}") for other in every) == 1)
+        ends[path] = next(unique, path)
 
     def shorten(text: str) -> str:
         for path, end in ends.items():
@@ -202,13 +207,6 @@ def shortened(paths: Collection[str]) -> Callable[[str], str]:
         return text
 
     return shorten
-
-
-def _end(path: str, others: Collection[str]) -> str:
-    parts = path.split("/")
-    ends = ("/".join(parts[at:]) for at in range(len(parts) - 1, 0, -1))
-    unique = (end for end in ends if end and sum(other.endswith(f"/{end}") or other == end for other in others) == 1)
-    return next(unique, path)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -66,12 +66,14 @@ REGISTERED: Final[dict[str, Command]] = {}
 """The commands by name, of the files that were imported."""
 
 
-def command(name: str, *takes: Option | str, on_error: int = 1) -> Callable[[Run], Run]:
+def command(usage: str, *takes: Option | str, on_error: int = 1) -> Callable[[Run], Run]:
     """Make a function a command: it takes parsed arguments, prints, and returns whether there are findings.
 
-    ``takes`` are its arguments in the order of its help, those that several commands share by their names.
+    ``usage`` begins with its name. Its arguments follow, there and in ``takes``, in the order of its help: those that
+    several commands share by their names.
     """
-    options = [shared for each in takes for shared in (_shared(each) if isinstance(each, str) else [each])]
+    name, *first = usage.split()
+    options = [shared for each in (" ".join(first), *takes) for shared in _shared(each)]
 
     def register(run: Run) -> Run:
         REGISTERED[name] = Command(run, options, on_error)
@@ -136,9 +138,9 @@ _SHARED: Final[Mapping[str, tuple[Option, ...]]] = {
 }
 
 
-def _shared(names: str) -> Iterator[Option]:
-    """The options that some commands share, by their names."""
-    return chain.from_iterable(_SHARED[name] for name in names.split())
+def _shared(taken: Option | str) -> Iterable[Option]:
+    """The options that some commands share, by their names, or one of a command's own."""
+    return chain.from_iterable(map(_SHARED.__getitem__, taken.split())) if isinstance(taken, str) else [taken]
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------

@@ -24,8 +24,7 @@ from torchinit.model.names import normalize
 from torchinit.plans import Diff, Fingerprint
 from torchinit.plans.fingerprint import fingerprint
 
-CODES = {dtype: code for code, dtype in DTYPES.items()}
-"""The format's names of dtypes."""
+CODES = {dtype: code for code, dtype in DTYPES.items()}  # the format's names of dtypes
 
 
 def check_output(path: Path, *, force: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,13 +62,13 @@ def _parts(parser: ArgumentParser) -> None:
 
 
 @command("cache", _parts)
-def run_cache(arguments: Namespace) -> bool:
+def run_cache(arguments: Namespace) -> bool | None:
     """List, verify or remove entries."""
-    parts = {"ls": _list, "verify": _verify, "rm": _remove}
+    parts: dict[str, Callable[..., bool | None]] = {"ls": _list, "verify": _verify, "rm": _remove}
     return parts[arguments.part](Cache(default_folder()), arguments)
 
 
-def _list(cache: Cache, arguments: Namespace) -> bool:
+def _list(cache: Cache, arguments: Namespace) -> None:
     """Print a row for each entry, and how much lies there unfinished."""
     entries = cache.entries()
     unfinished = len(cache.folders()) - len(entries)
@@ -81,7 +82,6 @@ def _list(cache: Cache, arguments: Namespace) -> bool:
     listed = [{**asdict(entry), "path": str(entry.path)} for entry in entries]
     data = {"folder": str(cache.folder), "entries": listed, "unfinished": unfinished}
     frame.show(arguments, "\n".join([*table, total + tail]), data)
-    return False
 
 
 def _verify(cache: Cache, arguments: Namespace) -> bool:
@@ -93,7 +93,7 @@ def _verify(cache: Cache, arguments: Namespace) -> bool:
     return bool(lines)
 
 
-def _remove(cache: Cache, arguments: Namespace) -> bool:
+def _remove(cache: Cache, arguments: Namespace) -> None:
     """Remove what is named, or nothing if one of the names is wrong."""
     if bool(arguments.which) == arguments.all:
         raise UsageError("name what is to be removed by URL or name, or say --all")
@@ -101,7 +101,6 @@ def _remove(cache: Cache, arguments: Namespace) -> bool:
     for folder in chosen:
         cache.remove(folder)
     frame.show(arguments, f"{count(len(chosen), 'file')} removed", list(map(str, chosen)))
-    return False
 
 
 def _folder(cache: Cache, text: str) -> Path:

@@ -31,8 +31,7 @@ _AS_BUILT = "do not apply the recipe: compare the model's own init with it"
 
 
 @command(
-    "check",
-    "MODEL",
+    "check MODEL",
     option("recipe", metavar="RECIPE", nargs="?", help="a file, or the name of a scheme: applied, and checked"),
     "--set",
     option("--as-built", action="store_true", help=_AS_BUILT),
@@ -87,8 +86,7 @@ _INIT = "what starts it after to_empty(): a method such as init_weights, or a re
 
 
 @command(
-    "parity",
-    "MODEL",
+    "parity MODEL",
     option("--init", metavar="INIT", help=_INIT),
     "--set",
     option("--seed", type=int, default=0, help="of all draws (default: 0)"),
@@ -113,8 +111,7 @@ _SIZES = (
 
 
 @command(
-    "probe",
-    "MODEL",
+    "probe MODEL",
     option("--recipe", metavar="RECIPE", help="a file, or the name of a scheme: measure the start that it gives"),
     option("--batch", metavar="BATCH", help="a file of torch.save, or file.py:function; default: made for the model"),
     option("--seed", type=int, default=0, help="of the model's own draws, the recipe's and the inputs' (default: 0)"),

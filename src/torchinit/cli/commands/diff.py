@@ -120,8 +120,7 @@ def _facts(record: Record) -> tuple[str, ...]:
 
 
 @command(
-    "fingerprint",
-    "MODEL --json",
+    "fingerprint MODEL --json",
     option("--seed", type=int, default=0, help="where the factory's own draws start (default: 0)"),
 )
 def run_fingerprint(arguments: Namespace) -> None:

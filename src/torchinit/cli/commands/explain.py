@@ -224,8 +224,7 @@ _COLUMNS = (Column("role"), Column("why", "range", spare=1))
 
 
 @command(
-    "roles",
-    "MODEL --json --all",
+    "roles MODEL --json --all",
     option("--unsure", action="store_true", help="only those whose role nobody knows"),
 )
 def run_roles(arguments: Namespace) -> None:

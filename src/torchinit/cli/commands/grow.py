@@ -125,8 +125,7 @@ _PARAMETRIZATIONS = ("mup", "completep", "depth_mup", "standard")
 
 
 @command(
-    "transfer",
-    "MODEL",
+    "transfer MODEL",
     one_of(
         option("--base", metavar="BASE", help="the small model, as MODEL, or a file that Base.save wrote"),
         option("--base-width", type=int, metavar="N", help="the model itself at this width is the base"),

@@ -56,8 +56,7 @@ _DEVICE = "where the model is built; cpu for code that needs it"
 
 
 @command(
-    "plan",
-    "MODEL RECIPE --all --json",
+    "plan MODEL RECIPE --all --json",
     option("-o", "--output", type=Path, metavar="FILE", help=_OUTPUT),
     "--force",
     option("--device", choices=("meta", "cpu"), default="meta", help=_DEVICE),
@@ -115,8 +114,7 @@ _DTYPE = "convert the model first (default: as its factory makes it)"
 
 
 @command(
-    "apply",
-    "MODEL RECIPE --all --json --output --force",
+    "apply MODEL RECIPE --all --json --output --force",
     option("--seed", type=int, default=0, help="where the values come from (default: 0)"),
     option("--dtype", choices=(*_SHORT, *_SHORT.values()), help=_DTYPE),
     option("--html", metavar="FILE", help="write the report as a page that needs no other file, too"),
