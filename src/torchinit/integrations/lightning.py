@@ -33,9 +33,8 @@ class InitCallback:
 
     It acts in ``fit`` alone, once the module is whole and before a strategy wraps it: after ``configure_model``, where
     the module has one, else after its ``setup``, else before both. Every process writes the values that one alone
-    would, so that DDP and FSDP2 start from one model. What is on the meta device by then is given memory, by
-    :func:`torchinit.materialize`. A run that is resumed keeps what it loads: Lightning does that afterwards, and
-    ``report`` is then None. A module is written once, however often it is fitted.
+    would; what is on the meta device by then is given memory. A run that is resumed keeps what it loads, and ``report``
+    is then None. A module is written once, however often it is fitted.
 
     ``recipe``, its ``arguments``, ``complete``, ``strict`` and ``trainable`` are those of :func:`torchinit.initialize`.
     Afterwards ``report`` has what happened, with the fingerprint, which is kept in the checkpoints with the seed.
@@ -97,13 +96,11 @@ class InitCallback:
         if trainer.ckpt_path:
             self.report = None
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         """Leave nothing on the module, also where a hook before its own has raised."""
         self._undo()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave nothing on the module."""
-        self._undo()
+    on_exception = teardown
 
     def state_dict(self) -> dict[str, Any]:
         """Return what checkpoints keep: the seed and the fingerprint of the first weights."""

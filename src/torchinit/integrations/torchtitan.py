@@ -39,8 +39,7 @@ def param_init(
     """The config of a torchtitan model, or the model, with a ``param_init`` made of a recipe in each of its modules.
 
     A config is copied; a model, on the meta device or not, is changed. ``init_states`` then writes each parameter as
-    one process would write it, on any layout; buffers are made by the model's own ``_init_self_buffers``, as ever. The
-    dicts take the place of those of the config, ``skip_param_init`` included: tied weights are written by one rule.
+    one process would write it, on any layout, and tied ones by one rule; buffers are made by ``_init_self_buffers``.
     ``strict`` and ``arguments`` are those of :func:`torchinit.plan`. :func:`report` tells afterwards what happened.
 
     Raises ConfigError or PlanError, also for a parameter without a rule and for a rule for buffers, before anything is

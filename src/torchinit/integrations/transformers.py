@@ -56,16 +56,14 @@ def init_weights(
     """The method ``_init_weights`` of a model class that starts by a recipe, assigned in the body of the class.
 
     Transformers asks it for one module after the other: when a model is built, and in ``from_pretrained`` for what the
-    checkpoint lacks. What was loaded (``_is_hf_initialized``) stays, also where half of a module was. Values belong to
-    the names in this model, and are those of :func:`torchinit.initialize` on the whole, whatever was loaded. Models
-    within this one are asked by transformers for weights of their own; at the end the recipe's go over them, but
-    where they have a recipe, too. What it does not cover of them stays. Each parameter outside of them needs a rule.
-    Buffers without a rule are made by their modules' own code, and by the ``_init_weights`` above this one, which is
-    also asked for modules that are not part of the model, as ``resize_token_embeddings`` does.
+    checkpoint lacks. What was loaded (``_is_hf_initialized``) stays; the values are those of
+    :func:`torchinit.initialize` on the whole model. Each parameter needs a rule, but for those of models within this
+    one, over whose own weights the recipe's go. Buffers without a rule are made by their modules' own code, and by the
+    ``_init_weights`` above this one, which is also asked for modules that are not part of the model.
 
-    A class of another library that calls ``self._init_weights(module)`` for its modules may have it as well. What was
-    written tells :func:`init_report`. ``strict`` and ``arguments`` are those of :func:`torchinit.plan`; a rule in vain
-    is an error once the last constructor asks.
+    A class of another library that calls ``self._init_weights(module)`` may have it as well. :func:`init_report` tells
+    what was written. ``strict`` and ``arguments`` are those of :func:`torchinit.plan`; a rule in vain is an error once
+    the last constructor asks.
 
     Raises ConfigError for a recipe that cannot be read, RunError for a transformers that does not mark what it loads;
     when it is asked, PlanError for a parameter without a rule, RunError for what cannot be written, and for code in a
