@@ -11,10 +11,9 @@ import json
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -73,7 +72,7 @@ def command(usage: str, *takes: Option | str, on_error: int = 1) -> Callable[[Ru
     several commands share by their names.
     """
     name, *first = usage.split()
-    options = [shared for each in (" ".join(first), *takes) for shared in _shared(each)]
+    options = [each for taken in (*first, *takes) for each in _options(taken)]
 
     def register(run: Run) -> Run:
         REGISTERED[name] = Command(run, options, on_error)
@@ -138,9 +137,9 @@ _SHARED: Final[Mapping[str, tuple[Option, ...]]] = {
 }
 
 
-def _shared(taken: Option | str) -> Iterable[Option]:
+def _options(taken: Option | str) -> list[Option]:
     """The options that some commands share, by their names, or one of a command's own."""
-    return chain.from_iterable(map(_SHARED.__getitem__, taken.split())) if isinstance(taken, str) else [taken]
+    return [each for name in taken.split() for each in _SHARED[name]] if isinstance(taken, str) else [taken]
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------

@@ -141,7 +141,8 @@ def run_check_ckpt(arguments: Namespace) -> bool:
         raise UsageError("what is missing shows on a model: give --model")
     if (arguments.file is None) == (arguments.recipe is None):
         raise UsageError("give either a FILE or a --recipe that loads from one")
-    rules = frame.given_recipe(arguments) or (Rule(Name("**"), _pretrained(arguments)),)
+    rules = frame.given_recipe(arguments)
+    rules = (Rule(Name("**"), _pretrained(arguments)),) if rules is None else rules
     plan = draft(frame.model_of(arguments, arguments.device), rules)
     if not plan.loads:
         raise UsageError(f"{arguments.recipe}: no rule of it loads from a checkpoint")
