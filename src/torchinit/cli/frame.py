@@ -22,9 +22,6 @@ from torchinit._text import plain
 from torchinit.errors import ConfigError, TorchinitError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from torchinit.cli.models import Device
     from torchinit.rules.rule import Recipe
 
 
@@ -219,13 +216,6 @@ def parse_arguments(texts: Sequence[str], name: str = "--arg") -> dict[str, Any]
         except (ValueError, RecursionError):
             arguments[key] = value
     return arguments
-
-
-def model_of(arguments: Namespace, device: Device, seed: int | None = None) -> nn.Module:
-    """The model that the command line names."""
-    from torchinit.cli import models
-
-    return models.build(arguments.model, parse_arguments(arguments.arg), device, seed)
 
 
 def recipe_of(text: str, settings: Sequence[str] = ()) -> Recipe:

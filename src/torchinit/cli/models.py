@@ -14,6 +14,7 @@ import os
 import pkgutil
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -26,11 +27,16 @@ from torch import nn
 from torchinit._files import read_bounded
 from torchinit._limits import RECIPE_BYTES
 from torchinit._text import did_you_mean
-from torchinit.cli.frame import ModelError
+from torchinit.cli.frame import ModelError, parse_arguments
 from torchinit.errors import TorchinitError
 from torchinit.noise import seeded_generators
 
 Device = Literal["meta", "cpu"]
+
+
+def model_of(arguments: Namespace, device: Device, seed: int | None = None) -> nn.Module:
+    """The model that the command line names."""
+    return build(arguments.model, parse_arguments(arguments.arg), device, seed)
 
 
 def build(text: str, arguments: Mapping[str, Any], device: Device, seed: int | None = None) -> nn.Module:

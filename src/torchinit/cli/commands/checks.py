@@ -52,7 +52,7 @@ def run_check(arguments: Namespace) -> bool:
     loaded = weights.open_file(arguments.weights)[0] if arguments.weights else None
     construction = ConstructionRecorder()
     with poisoned_memory(), construction:
-        model = frame.model_of(arguments, arguments.device, arguments.seed)
+        model = models.model_of(arguments, arguments.device, arguments.seed)
     history, report = construction.of(model), None
     plan = None if rules is None else make_plan(sites(model), rules)
     is_applied = plan is not None and not arguments.as_built
@@ -95,7 +95,7 @@ _INIT = "what starts it after to_empty(): a method such as init_weights, or a re
 )
 def run_parity(arguments: Namespace) -> bool:
     """Print the findings; errors among them count."""
-    factory = partial(frame.model_of, arguments, "cpu")
+    factory = partial(models.model_of, arguments, "cpu")
     settings = frame.parse_arguments(arguments.set, "--set") or None
     findings = meta_parity(factory, init=arguments.init, seed=arguments.seed, arguments=settings)
     frame.show(arguments, findings)
@@ -143,7 +143,7 @@ def run_probe(arguments: Namespace) -> bool:
     taken: dict[str, Any] = {"optimizer": optimizer, "lr": arguments.lr, "limit": arguments.limit}
     if sizes:
         return _over_sizes(arguments, sizes, {**taken, "recipe": recipe})
-    model = frame.model_of(arguments, "cpu", arguments.seed)
+    model = models.model_of(arguments, "cpu", arguments.seed)
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     taken |= {"seed": arguments.seed, "steps": arguments.steps, "dtype": dtype, "batch": _batch(arguments.batch)}
     with frame.progress_bar("measuring"):

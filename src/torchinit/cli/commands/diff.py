@@ -11,7 +11,7 @@ import torchinit._limits as limits
 from torchinit._files import read_bounded
 from torchinit._text import count, format_table
 from torchinit.api import sites
-from torchinit.cli import frame, weights
+from torchinit.cli import frame, models, weights
 from torchinit.cli.frame import UsageError, command, option, repeated
 from torchinit.plans import Diff, Fingerprint, Plan, Record, Report, make_plan
 from torchinit.plans.fingerprint import fingerprint
@@ -52,7 +52,7 @@ def _changes(arguments: Namespace, kind: FileKind, other: FileKind) -> Diff:
     if kind == other == "recipe":
         if arguments.model is None:
             raise UsageError("what two recipes do differently shows on a model: give --model")
-        known = sites(frame.model_of(arguments, "meta"))
+        known = sites(models.model_of(arguments, "meta"))
         before, after = (make_plan(known, frame.recipe_of(text, arguments.set)).check() for text in (a, b))
         return before.diff(after)
     if kind == other == "plan":
@@ -128,7 +128,7 @@ def run_fingerprint(arguments: Namespace) -> None:
     if arguments.model.endswith(".safetensors"):
         digests = weights.fingerprint_of(Path(arguments.model))
     else:
-        digests = fingerprint(frame.model_of(arguments, "cpu", arguments.seed))
+        digests = fingerprint(models.model_of(arguments, "cpu", arguments.seed))
     lines = [format_table(("digest", "name"), [(digest, name) for name, digest in digests.sites.items()])]
     lines += [f"{name} is {first}" for name, first in digests.aliases.items()]
     lines.append(f"{digests.total}  total of {count(len(digests.sites), 'site')}")

@@ -18,7 +18,7 @@ from torchinit._folding import Column, Row, fold
 from torchinit._tables import Table
 from torchinit._text import count, format_table
 from torchinit.checkpoints.adapters import ADAPTERS
-from torchinit.cli import frame
+from torchinit.cli import frame, models
 from torchinit.cli.classes import ExplainedArgument, arguments_of, examples_of, without_roles
 from torchinit.cli.frame import UsageError, command, option
 from torchinit.errors import MissingExtraError
@@ -37,7 +37,7 @@ from torchinit.serialization.plugins import described
 from torchinit.serialization.registry import ClassRegistry
 from torchinit.transfer import PARAMETRIZATIONS, TRANSFER_CHECKS
 
-_CLASSES: Mapping[str, ClassRegistry] = {"initializers": INITIALIZERS, "selectors": SELECTORS, "adapters": ADAPTERS}
+_CLASSES: Mapping[str, ClassRegistry] = {"selectors": SELECTORS, "adapters": ADAPTERS, "initializers": INITIALIZERS}
 
 
 def _checks() -> dict[str, Check]:
@@ -87,9 +87,9 @@ def _explain(name: str) -> Explanation:
         return _explain_scheme(name)
     if name in checks:
         return _explain_check(checks[name])
-    rooms = _CLASSES.values()
+    rooms = [*_CLASSES.values()]
     words = {known.casefold(): (known, registry) for registry in rooms for known in registry}
-    plugins = {point.name: registry for registry in rooms for point in registry.plugins()}
+    plugins = {point.name: registry for registry in reversed(rooms) for point in registry.plugins()}
     known, registry = words.get(name.casefold()) or (name, plugins.get(name, INITIALIZERS))
     try:
         explanation = describe(known, registry.get(known))
@@ -229,7 +229,7 @@ _COLUMNS = (Column("role"), Column("why", "range", spare=1))
 )
 def run_roles(arguments: Namespace) -> None:
     """Print the roles of the parameters, a line for those of like blocks, and how many are not known."""
-    every = {name: role for name, role in roles(frame.model_of(arguments, "meta")).items() if role.name != "buffer"}
+    every = {name: role for name, role in roles(models.model_of(arguments, "meta")).items() if role.name != "buffer"}
     found = {name: role for name, role in every.items() if not (arguments.unsure and role.sure)}
     rows = (Row(name, (role.name, role.why)) for name, role in found.items())
     groups = fold(rows, _COLUMNS, among=every, full=arguments.all)

@@ -18,7 +18,7 @@ from torchinit._text import count, dtype_name, fold_numbers, one_line, plain, sh
 from torchinit.api import draft
 from torchinit.checkpoints import Checkpoint, Loaded, Pretrained, fetch, open_checkpoint
 from torchinit.checkpoints.hub.cache import hash_of
-from torchinit.cli import frame, weights
+from torchinit.cli import frame, models, weights
 from torchinit.cli.frame import UsageError, command, option, repeated
 from torchinit.errors import CheckpointError
 from torchinit.initializers import LoadReport
@@ -143,7 +143,7 @@ def run_check_ckpt(arguments: Namespace) -> bool:
         raise UsageError("give either a FILE or a --recipe that loads from one")
     rules = frame.given_recipe(arguments)
     rules = (Rule(Name("**"), _pretrained(arguments)),) if rules is None else rules
-    plan = draft(frame.model_of(arguments, arguments.device), rules)
+    plan = draft(models.model_of(arguments, arguments.device), rules)
     if not plan.loads:
         raise UsageError(f"{arguments.recipe}: no rule of it loads from a checkpoint")
     faults = {} if arguments.header_only else dict(_faults(plan))

@@ -54,7 +54,7 @@ def run_grow(arguments: Namespace) -> bool:
     if not (arguments.depth or arguments.width):
         raise UsageError("say what grows: --depth, --width or both; `torchinit apply` loads a file as it is")
     rule = _rule(arguments, grown=True)
-    model = frame.model_of(arguments, "cpu", arguments.seed)
+    model = models.model_of(arguments, "cpu", arguments.seed)
     plan = draft(model, rule).check(complete=True, strict="model")
     account, path = plan.loads[0], arguments.output
     old = _old(arguments) if arguments.proof or arguments.old_model or arguments.old_arg else None
@@ -146,7 +146,7 @@ _PARAMETRIZATIONS = ("mup", "completep", "depth_mup", "standard")
 )
 def run_transfer(arguments: Namespace) -> None:
     """Print the table, the multipliers and the groups of the optimizer."""
-    model = frame.model_of(arguments, "meta")
+    model = models.model_of(arguments, "meta")
     base = _base(arguments, model)
     if arguments.save_base:
         base.save(arguments.save_base)

@@ -20,10 +20,9 @@ from torchinit.checkpoints import fetch
 from torchinit.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.checkpoints.origins import origin_of
-from torchinit.cli import frame, weights
+from torchinit.cli import frame, models, weights
 from torchinit.cli.commands.diff import kind_of, read_saved
 from torchinit.cli.frame import ModelError, UsageError, command, option
-from torchinit.cli.models import Device
 from torchinit.distributed import own_starts
 from torchinit.distributed.estimate.cost import cost_of, measured
 from torchinit.distributed.estimate.partition import parse_mesh, parse_override
@@ -67,7 +66,7 @@ def run_plan(arguments: Namespace) -> None:
     if arguments.output:
         frame.check_free(arguments.output, force=arguments.force)
     rules = frame.given_recipe(arguments)
-    model = frame.model_of(arguments, arguments.device)
+    model = models.model_of(arguments, arguments.device)
     plan = _drafted(arguments, rules, model)
     if arguments.mesh:
         with frame.usage_errors():
@@ -129,7 +128,7 @@ def run_apply(arguments: Namespace) -> None:
     is_saved = arguments.recipe is not None and kind_of(arguments.recipe) == "plan"
     saved = read_saved(Plan, arguments.recipe) if is_saved else None
     rules = None if saved is not None else frame.given_recipe(arguments)
-    model = frame.model_of(arguments, "cpu", arguments.seed)
+    model = models.model_of(arguments, "cpu", arguments.seed)
     if arguments.dtype:
         model.to(getattr(torch, _SHORT.get(arguments.dtype, arguments.dtype)))
     if saved is not None and arguments.only:
@@ -276,7 +275,7 @@ def _made_again(arguments: Namespace, report: Report, origin: Origin, seed: int)
             under=origin.under, inside=origin.inside,
         )  # fmt: skip
     if origin.verb == "own":
-        model = frame.model_of(arguments, "cpu", seed)
+        model = models.model_of(arguments, "cpu", seed)
         plan = _runnable(_own_start(model))
     else:
         with counted as root:
@@ -289,11 +288,11 @@ def _made_again(arguments: Namespace, report: Report, origin: Origin, seed: int)
         return replace(made, fingerprint=fingerprint(root), origin=origin_of(origin.verb, plan, noise))
 
 
-def _built(arguments: Namespace, device: Device, seed: int) -> nn.Module:
+def _built(arguments: Namespace, device: models.Device, seed: int) -> nn.Module:
     """The model; moved to the meta device where its factory cannot build it there."""
     try:
-        return frame.model_of(arguments, device, seed)
+        return models.model_of(arguments, device, seed)
     except ModelError:
         if device == "cpu":
             raise
-        return frame.model_of(arguments, "cpu", seed).to("meta")
+        return models.model_of(arguments, "cpu", seed).to("meta")
