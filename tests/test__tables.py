@@ -185,11 +185,11 @@ def test_findings_of_like_layers_are_one_line() -> None:
 def test_an_output_with_few_letters_gets_what_it_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
     from argparse import Namespace
 
-    from torchinit.cli.options import show_table
+    from torchinit.cli.frame import show
 
     written = BytesIO()
     monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii"))
-    show_table(Namespace(all=False), torchinit.plan(blocks(4), RULES))
+    show(Namespace(all=False, json=False), torchinit.plan(blocks(4), RULES))
     sys.stdout.flush()
     assert b"tensor    ?  shape" in written.getvalue()
 
@@ -197,7 +197,7 @@ def test_an_output_with_few_letters_gets_what_it_can_have(monkeypatch: pytest.Mo
 def test_a_terminal_is_filled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from argparse import Namespace
 
-    from torchinit.cli.options import show_table
+    from torchinit.cli.frame import show
 
     plan = torchinit.plan(blocks(4), RULES)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -207,13 +207,13 @@ def test_a_terminal_is_filled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         monkeypatch.delenv("NO_COLOR", raising=False)
         if not colour:
             monkeypatch.setenv("NO_COLOR", "1")
-        show_table(Namespace(all=False), plan, "a title")
+        show(Namespace(all=False, json=False), plan, title="a title")
         out = capsys.readouterr().out
         assert out.replace("\x1b[1m", "").startswith("a title")
         assert ("elements  rule" in out) == (width == 130)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("COLUMNS", "40")
-    show_table(Namespace(all=False), plan)
+    show(Namespace(all=False, json=False), plan)
     assert capsys.readouterr().out == plan.table(width=40) + "\n"
 
 

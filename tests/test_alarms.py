@@ -20,6 +20,7 @@ import torchinit
 from torchinit.checkpoints.adapters import ADAPTERS, Adapter
 from torchinit.cli import commands
 from torchinit.cli.commands import COMMANDS
+from torchinit.cli.frame import REGISTERED
 from torchinit.initializers import Constant, Fill
 from torchinit.initializers.base import Wrapper
 from torchinit.linting import CHECKS, checks
@@ -72,9 +73,9 @@ def off_page(names: Collection[str], page: str, row: str) -> list[str]:
     return [name for name in names if not re.search("^" + row.format(re.escape(name)), text, re.MULTILINE)]
 
 
-def unlisted(modules: Collection[str], names: Container[str]) -> list[str]:
-    """The modules of commands that no command of the parser stands for."""
-    return [name for name in modules if name.replace("_", "-") not in names]
+def unlisted(commands: Collection[str], names: Container[str]) -> list[str]:
+    """The commands that the parser does not know."""
+    return [name for name in commands if name not in names]
 
 
 def unchecked() -> list[str]:
@@ -115,10 +116,12 @@ def test_every_check_is_registered() -> None:
 
 
 def test_every_command_is_listed() -> None:
-    modules = [module.name for module in pkgutil.iter_modules(commands.__path__)]
-    assert len(modules) > 10
-    assert unlisted(modules, COMMANDS) == []
-    assert set(COMMANDS) == {name.replace("_", "-") for name in modules}
+    for module in pkgutil.iter_modules(commands.__path__):
+        import_module(f"{commands.__name__}.{module.name}")
+    assert len(REGISTERED) > 10
+    assert unlisted(REGISTERED, COMMANDS) == []
+    homes = {name: made.run.__module__.rpartition(".")[2] for name, made in REGISTERED.items()}
+    assert homes == {name: file for name, (file, _) in COMMANDS.items()}
 
 
 @pytest.mark.parametrize(
@@ -198,4 +201,4 @@ def test_a_check_that_nobody_registered_is_found(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_command_that_nobody_lists_is_found() -> None:
-    assert unlisted(["plan", "check_ckpt", "forgotten"], COMMANDS) == ["forgotten"]
+    assert unlisted(["plan", "check-ckpt", "forgotten"], COMMANDS) == ["forgotten"]

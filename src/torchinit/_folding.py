@@ -114,7 +114,7 @@ def _range(numbers: Iterable[str], *, exact: bool = False) -> str:
 
 
 @dataclass(slots=True)
-class Group:
+class RowGroup:
     """Rows that are alike, as one line of a table: ``path`` is their name in parts, ``copies`` the layers of each."""
 
     names: list[str]
@@ -136,7 +136,7 @@ class Group:
 
 def fold(
     rows: Iterable[Row], columns: Sequence[Column], *, among: Iterable[str] = (), full: bool = False
-) -> list[Group]:
+) -> list[RowGroup]:
     """The groups of like rows, by the first of each, in one pass; ``full``: each row for itself.
 
     ``among`` are all names that there are: a star stands for all layers, where the numbers of some are told.
@@ -159,10 +159,10 @@ def _key(cell: Cell, column: Column) -> object:
     return _template(cell)[0] if isinstance(cell, str) else None
 
 
-def _merged(rows: Sequence[Row], columns: Sequence[Column]) -> Group:
+def _merged(rows: Sequence[Row], columns: Sequence[Column]) -> RowGroup:
     cells = (_one([row.cells[at] for row in rows], column) for at, column in enumerate(columns))
     notes = (_joined([row.notes[at] for row in rows]) for at in range(len(rows[0].notes)))
-    return Group([row.name for row in rows], tuple(cells), tuple(notes))
+    return RowGroup([row.name for row in rows], tuple(cells), tuple(notes))
 
 
 def _one(cells: Sequence[Any], column: Column) -> str | int:
@@ -199,7 +199,7 @@ def _numbers_by_place(names: Iterable[str]) -> dict[str, set[str]]:
     return present
 
 
-def _with_path(group: Group, present: Mapping[str, set[str]]) -> Group:
+def _with_path(group: RowGroup, present: Mapping[str, set[str]]) -> RowGroup:
     """The group with its name in parts: the number of one layer, a star for all there are, 2-11 for some."""
     # Blocks of several kinds in one list are common (the first of a stage, attention every fourth layer). A star would
     # say too much of them, and their numbers one by one too much to read.

@@ -11,23 +11,17 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from torchinit._folding import Column, Group, large
+from torchinit._folding import Column, RowGroup, large
 from torchinit._text import one_line, plain
 
 Style: TypeAlias = Literal["", "bold", "dim", "green", "yellow", "red"]
 Line: TypeAlias = tuple[str, Style]
 
-WIDTH: Final = 100
-"""The most columns of text that goes to no terminal."""
-
-_MOST_OF_A_PAGE: Final = 400
-"""The lines of a table in a notebook; a page with more of them is slow, and nobody reads it."""
-_NARROW: Final = 8
-"""The fewest columns that a column is shrunk to."""
-_NARROW_TEXT: Final = 14
-"""The same of all but the names as long as these are whole: the room of N(0, 0.004082)."""
-_LONGEST_NAME: Final = 56
-"""The columns that a name has before others are left out for it: most names of models are shorter."""
+WIDTH: Final = 100  # the most columns of text that goes to no terminal
+_MOST_OF_A_PAGE: Final = 400  # lines of a table in a notebook; a page with more of them is slow, and nobody reads it
+_NARROW: Final = 8  # the fewest columns that a column is shrunk to
+_NARROW_TEXT: Final = 14  # the same of all but the names as long as these are whole: the room of N(0, 0.004082)
+_LONGEST_NAME: Final = 56  # columns that a name has before others are left out for it: most names are shorter
 
 
 class Entry(NamedTuple):
@@ -47,12 +41,12 @@ class _Node:
 
     part: str = ""
     times: int = 1
-    groups: list[Group] = field(default_factory=list)
+    groups: list[RowGroup] = field(default_factory=list)
     children: dict[str, _Node] = field(default_factory=dict)
     rows: int = 0
     is_heading: bool = False
 
-    def add(self, group: Group) -> None:
+    def add(self, group: RowGroup) -> None:
         node = self
         node.rows += 1
         for part, copies in zip(group.path, group.copies, strict=True):
@@ -67,15 +61,14 @@ class _Node:
         self.is_heading = not self.groups and (is_block or (any(below) and len(self.children) > 1))
         return self.is_heading or any(below)
 
-    def entries(self, depth: int, prefix: str = "") -> Iterator[Entry]:
+    def entries(self, depth: int) -> Iterator[Entry]:
         """The lines of what is below, what belongs to the module itself before its parts."""
-        rows: dict[tuple[object, ...], list[tuple[str, Group]]] = {}
-        for name, node in self._below(prefix):
+        rows: dict[tuple[object, ...], list[tuple[str, RowGroup]]] = {}
+        for name, node in self._below():
             if node.is_heading:
                 yield from _drained(rows, depth, self.times)
                 yield Entry(name, str(node.times) if node.times != self.times else "", depth=depth)
                 yield from node.entries(depth + 1)
-                continue
             for group in node.groups:  # norms and biases of one layer often say the same: ln_1.weight, ln_2.weight
                 like = (re.sub(r"\d+", "0", name), len(group.names), group.cells, group.notes)
                 alone = group.notes or name.count(".") > 1
@@ -86,15 +79,13 @@ class _Node:
         """The headings and ends that come next, with their names from here on."""
         for child in sorted(self.children.values(), key=lambda each: bool(each.children)):
             name = prefix + child.part
-            if child.is_heading:
+            if child.is_heading or child.groups:
                 yield name, child
-            else:
-                if child.groups:
-                    yield name, child
+            if not child.is_heading:
                 yield from child._below(f"{name}.")
 
 
-def _drained(rows: dict[Any, list[tuple[str, Group]]], depth: int, times: int) -> Iterator[Entry]:
+def _drained(rows: dict[Any, list[tuple[str, RowGroup]]], depth: int, times: int) -> Iterator[Entry]:
     for pairs in rows.values():
         names, groups = zip(*pairs, strict=True)
         name = ", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]} ({len(names)})"
@@ -102,7 +93,7 @@ def _drained(rows: dict[Any, list[tuple[str, Group]]], depth: int, times: int) -
     rows.clear()
 
 
-def _entry(name: str, groups: Sequence[Group], depth: int = 0, times: int = 1) -> Entry:
+def _entry(name: str, groups: Sequence[RowGroup], depth: int = 0, times: int = 1) -> Entry:
     """The line of one group, or of several that say the same."""
     first = groups[0]
     number = str(len(first.names)) if len(first.names) != times else ""
@@ -127,7 +118,7 @@ class Table:
 
     subject: str
     columns: tuple[Column, ...]
-    groups: Sequence[Group]
+    groups: Sequence[RowGroup]
     title: str = ""
     foot: tuple[str, ...] = ()
     tree: bool = False
@@ -162,15 +153,20 @@ class Table:
 
     def blocks(self, width: int | None = WIDTH) -> Iterator[list[Line]]:
         """The lines of the heads, then of each entry."""
-        columns, entries = self._grid(self.entries, full=width is None)
+        columns, entries, kept = self.chosen(self.entries, full=width is None)
         heads = [column.head for column in columns]
         widths = [max(map(_room, texts)) for texts in zip(heads, *(entry.cells for entry in entries), strict=True)]
-        kept = _chosen([entry.cells for entry in entries], widths, columns, self.before, width)
+        if width is not None:
+            _fit(width, kept, widths, columns, self.before)
 
         def block(cells: Sequence[str], style: Style) -> list[Line]:
             texts = [_cut(cells[at], widths[at]) if at == self.before else cells[at] for at in kept]
             parts = [_lines_of(text, widths[at]) for text, at in zip(texts, kept, strict=True)]
-            return [(_set(line, kept, widths, columns), style) for line in zip_longest(*parts, fillvalue="")]
+            lines = zip_longest(*parts, fillvalue="")
+            padded = (
+                [_padded(cell, widths[at], columns[at]) for cell, at in zip(line, kept, strict=True)] for line in lines
+            )
+            return [("  ".join(line), style) for line in padded]
 
         yield block(heads, "bold") if any(heads) else []
         for entry in entries:
@@ -179,8 +175,8 @@ class Table:
             below = [line for note in notes for line in _wrapped(note, width, "dim", indent)]
             yield block(entry.cells, _SIGNS.get(entry.cells[0], "") if entry.groups else "bold") + below
 
-    def _grid(self, entries: Sequence[Entry], *, full: bool = False) -> tuple[list[Column], list[Entry]]:
-        """All columns, those of the names and of the notes among them, and the entries with a cell for each."""
+    def chosen(self, entries: Sequence[Entry], *, full: bool = False) -> tuple[list[Column], list[Entry], list[int]]:
+        """All columns, the lines with a cell for each, and the columns that tell something, by number."""
         own = [Column(self.subject), Column("×" if self.subject else "", right=True)]
         sign = "" if self.subject else "×"  # said in the head where there is one
         at, notes = self.before, full and any(entry.notes for entry in entries)
@@ -191,7 +187,10 @@ class Table:
             name = "  " * entry.depth + one_line(entry.name), entry.times and sign + entry.times
             last = ("; ".join(entry.notes),) if notes else ()
             every.append(entry._replace(cells=(*cells[:at], *name, *cells[at:], *last)))
-        return columns, every
+        texts = [{entry.cells[number] for entry in every} - {""} for number in range(len(columns))]
+        empty = [found <= ({"-"} if column.head else set()) for column, found in zip(columns, texts, strict=True)]
+        same = [column.once and len(found) == 1 and not full for column, found in zip(columns, texts, strict=True)]
+        return columns, every, [number for number in range(len(columns)) if not (empty[number] or same[number])]
 
     def brief(self, headline: str, most: int = 10) -> str:
         """The text of a ``repr``: a headline and the first lines, together less than 2,000 letters."""
@@ -203,12 +202,6 @@ class Table:
             else:
                 lines += texts
         return "\n".join([*lines, *([f"  … {left} more, print it"] if left else [])])
-
-    def chosen(self, entries: Sequence[Entry]) -> tuple[list[Column], list[Entry], list[int]]:
-        """All columns, some of the lines with a cell for each, and the columns that tell something, by number."""
-        columns, entries = self._grid(entries)
-        kept = _chosen([entry.cells for entry in entries], [0] * len(columns), columns, self.before, 1 << 20)
-        return columns, entries, kept
 
     def html(self) -> str:
         """The table as HTML for a notebook: no scripts, and legible on a light and on a dark page."""
@@ -255,18 +248,8 @@ _RIGHT: Final = ' style="text-align:right"'
 _PART: Final = ' class="part"'
 
 
-def _chosen(
-    rows: Sequence[Sequence[str]], widths: list[int], columns: Sequence[Column], name: int, width: int | None
-) -> list[int]:
-    """The columns that are shown, by number; their widths are made to fit."""
-    kept = []
-    for at, column in enumerate(columns):
-        texts = {cells[at] for cells in rows} - {""}
-        is_told = column.once and len(texts) == 1 and width is not None
-        if texts - ({"-"} if column.head else set()) and not is_told:
-            kept.append(at)
-    if width is None:
-        return kept
+def _fit(width: int, kept: list[int], widths: list[int], columns: Sequence[Column], name: int) -> None:
+    """Make columns narrower, and leave some out, until they fit."""
 
     def over() -> int:
         return sum(widths[at] for at in kept) + 2 * (len(kept) - 1) - width
@@ -287,17 +270,11 @@ def _chosen(
     leave_out(1)
     shrink(_NARROW, kept)
     shrink(3, kept)
-    return kept
 
 
-def _set(cells: Sequence[str], kept: Sequence[int], widths: Sequence[int], columns: Sequence[Column]) -> str:
-    """The cells in a line."""
-    return "  ".join(_padded(cell, widths[at], right=columns[at].right) for cell, at in zip(cells, kept, strict=True))
-
-
-def _padded(text: str, width: int, *, right: bool) -> str:
+def _padded(text: str, width: int, column: Column) -> str:
     space = " " * max(0, width - _room(text))
-    return space + text if right else text + space
+    return space + text if column.right else text + space
 
 
 def _room(text: str) -> int:
@@ -340,7 +317,7 @@ class Tabular:
         """The table; ``full``: with a line for each row."""
         raise NotImplementedError
 
-    def _headline(self, groups: Sequence[Group]) -> str:
+    def _headline(self, groups: Sequence[RowGroup]) -> str:
         """The object in one line, for its ``repr``, with the groups of its table."""
         raise NotImplementedError
 

@@ -72,17 +72,15 @@ def closest(word: str, candidates: Iterable[str]) -> str | None:
         shared = matcher.quick_ratio() * (len(letters) + len(word)) / 2 + min(digits, len(family) - len(letters))
         return 2 * shared / max(1, len(family) + len(word)) + 1e-9  # for what division rounds off
 
-    best, score = None, 0.6
+    best = farthest = (0.6, "")
     for most, family in sorted(((bound(family), family) for family in families), reverse=True):
-        if most < score:
+        if most < best[0]:
             break
         for candidate in families[family] if digits else [max(families[family])]:
             matcher.set_seq1(candidate)
-            if matcher.real_quick_ratio() >= score and matcher.quick_ratio() >= score:
-                ratio = matcher.ratio()
-                if ratio > score or (ratio == score and (best is None or candidate > best)):
-                    best, score = candidate, ratio
-    return best
+            if matcher.real_quick_ratio() >= best[0] and matcher.quick_ratio() >= best[0]:
+                best = max(best, (matcher.ratio(), candidate))
+    return best[1] if best > farthest else None
 
 
 def percentage(part: int, whole: int) -> str:
@@ -196,7 +194,12 @@ def shortened(paths: Collection[str]) -> Callable[[str], str]:
     >>> shortened(["/a/b/net.pth"])("w of /a/b/net.pth")
     'w of net.pth'
     """
-    ends = {path: _end(path, {*paths}) for path in sorted({*paths}, key=len, reverse=True) if "/" in path}
+    ends, every = dict[str, str](), sorted({*paths}, key=len, reverse=True)
+    for path in every:
+        parts = path.split("/")
+        tails = filter(None, ("/".join(parts[at:]) for at in range(len(parts) - 1, 0, -1)))
+        unique = (tail for tail in tails if sum(f"/{other}".endswith(f"/{tail}") for other in every) == 1)
+        ends[path] = next(unique, path)
 
     def shorten(text: str) -> str:
         for path, end in ends.items():
@@ -204,13 +207,6 @@ def shortened(paths: Collection[str]) -> Callable[[str], str]:
         return text
 
     return shorten
-
-
-def _end(path: str, others: Collection[str]) -> str:
-    parts = path.split("/")
-    ends = ("/".join(parts[at:]) for at in range(len(parts) - 1, 0, -1))
-    unique = (end for end in ends if end and sum(other.endswith(f"/{end}") or other == end for other in others) == 1)
-    return next(unique, path)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------

@@ -31,13 +31,12 @@ from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.model.valueless import refuse_fakes, refuse_transforms
 from torchinit.noise.keyed import noise_of
 from torchinit.noise.settings import plain_thread
+from torchinit.plans import Plan, Report, make_plan, run
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
 from torchinit.plans.only import Choice, Only, choose, left_without_memory, prove, refuse_while_built
 from torchinit.plans.origin import Origin
-from torchinit.plans.plan import Plan, Strict
-from torchinit.plans.planner import make_plan
-from torchinit.plans.report import Report
-from torchinit.plans.run import Agree, Progress, is_only_ours, run, shards_held
+from torchinit.plans.plan import Strict
+from torchinit.plans.run import Agree, Progress, is_only_ours, shards_held
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
 from torchinit.recipes.checks import check_model, checked_plan, with_better
@@ -176,16 +175,13 @@ def _draft_among(
         drafted = make_plan(known, rules, trainable=trainable, leave={**choice.left, **(leave or {})})
         if any(reach.is_low for reach in drafted.reach):
             drafted = with_better(drafted, with_roles(model, known, held))
-    drafted = replace(drafted, problems=(*choice.problems, *drafted.problems)) if choice.problems else drafted
-    left = {skip.site.name for skip in drafted.skipped}
-    unshaped = [
-        site.name for site in known if site.state == "lazy" and site.kind == "parameter" and site.name not in left
-    ]
-    if unshaped and not drafted.problems:
-        return replace(
-            drafted, problems=(f"without a shape yet: {abbreviate(unshaped)}. Run the model once on an example",)
-        )
-    return drafted
+    problems = (*choice.problems, *drafted.problems)
+    lazy = [site.name for site in known if site.state == "lazy" and site.kind == "parameter"]
+    if lazy and not problems:
+        left = {skip.site.name for skip in drafted.skipped}
+        names = [name for name in lazy if name not in left]
+        problems = (f"without a shape yet: {abbreviate(names)}. Run the model once on an example",) if names else ()
+    return drafted if problems == drafted.problems else replace(drafted, problems=problems)
 
 
 def initialize(
@@ -265,9 +261,7 @@ def initialize(
         report = initialize_together(root, ready, write, noise, options) or write(ready())
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
         planned = [draft.site for draft in plans[-1].drafts]
-        written = frozenset([site.name for site in planned]).union(
-            alias.name for site in planned for alias in site.aliases
-        )
+        written = frozenset(name for site in planned for name in (site.name, *(alias.name for alias in site.aliases)))
         origin = fingerprint and origin_of("initialize", plans[-1], noise, recipe, **facts)
         return _finished(report, root, unfilled_among(held, written), origin)
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import torchinit
 from torchinit import Plan, Report
 from torchinit.cli import main
-from torchinit.cli.commands import list as listing
+from torchinit.cli.commands import explain
 from torchinit.cli.models import build
 
 ROOT = Path(__file__).parents[2]
@@ -499,7 +499,7 @@ def test_verbose_stands_before_or_after_the_command(arguments: list[str], monkey
         levels.append(logging.getLogger("torchinit").level)
         return {}
 
-    monkeypatch.setitem(listing.KINDS, "schemes", (("scheme", "what it is"), rows))
+    monkeypatch.setattr(explain, "schemes", rows)
     assert main(arguments) == 0
     assert levels == [logging.INFO]
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from torchinit.cli import main
 from torchinit.cli.commands import COMMANDS
+from torchinit.cli.frame import REGISTERED
 
 # What each command cannot do without, so that it gets as far as its run.
 ARGUMENTS = {
@@ -43,11 +45,11 @@ ARGUMENTS = {
 def test_each_command_ends_with_130(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(arguments: object) -> int:
+    def interrupted(arguments: object) -> bool:
         raise KeyboardInterrupt
 
-    module = import_module(f"torchinit.cli.commands.{command.replace('-', '_')}")
-    monkeypatch.setattr(module, "run", interrupted)
+    import_module(f"torchinit.cli.commands.{COMMANDS[command][0]}")
+    monkeypatch.setitem(REGISTERED, command, replace(REGISTERED[command], run=interrupted))
     assert main([command, *ARGUMENTS[command]]) == 130
     assert capsys.readouterr() == ("", "")
 
@@ -71,6 +73,6 @@ def test_an_interrupt_in_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(sys.modules["torchinit.cli.main"], "_carry_out", interrupted)
+    monkeypatch.setattr(sys.modules["torchinit.cli"], "_carry_out", interrupted)
     assert main(["list"]) == 130
     assert signal.getsignal(signal.SIGINT) is before

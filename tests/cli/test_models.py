@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from torchinit.cli.errors import ModelError, UsageError
-from torchinit.cli.models import build, find, parse_arguments
+from torchinit.cli.frame import ModelError, UsageError, parse_arguments
+from torchinit.cli.models import build, find
 
 SOURCE = """
 import torch

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from torchinit import CheckpointError
-from torchinit.cli.errors import UsageError
+from torchinit.cli.frame import UsageError
 from torchinit.cli.weights import CODES, compare, distinct, fingerprint_of, open_file, same_bits, write, write_state
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=8)

@@ -74,7 +74,7 @@ def initialized(path: Path) -> None:
 
 def checkpoint(path: Path) -> str:
     """A file of weights: opened, each tensor looked at, shown, loaded."""
-    from torchinit.cli.commands import inspect
+    from torchinit.cli.commands import files
 
     opened = open_checkpoint(path)
     for key in opened:
@@ -85,7 +85,7 @@ def checkpoint(path: Path) -> str:
             continue
         if tensor is not None and (tuple(tensor.shape), tensor.dtype) != (info.shape, info.dtype):
             return f"{key!r} is not what was said of it"
-    shown = inspect.table(inspect.describe(opened, path, hashes=False)).text()
+    shown = files.table(files.describe(opened, path, hashes=False)).text()
     return "" if plain(shown) == shown else f"shows what a terminal would obey: {shown!r}"
 
 

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, GPT2LMHeadModel
 
 from torchinit import Plan
 from torchinit.cli import main
-from torchinit.cli.errors import ModelError
+from torchinit.cli.frame import ModelError
 from torchinit.cli.models import build
 
 ROOT = Path(__file__).parents[2]

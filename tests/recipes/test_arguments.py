@@ -29,7 +29,7 @@ from torchinit import (
     materialize,
     plan,
 )
-from torchinit.cli.main import main
+from torchinit.cli import main
 from torchinit.initializers.expressions import bind, evaluate
 from torchinit.integrations import trainers
 from torchinit.recipes import decode_recipe, schemes

@@ -14,7 +14,8 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -26,11 +27,16 @@ from torch import nn
 from torchinit._files import read_bounded
 from torchinit._limits import RECIPE_BYTES
 from torchinit._text import did_you_mean
-from torchinit.cli.errors import ModelError, UsageError
+from torchinit.cli.frame import ModelError, parse_arguments
 from torchinit.errors import TorchinitError
 from torchinit.noise import seeded_generators
 
 Device = Literal["meta", "cpu"]
+
+
+def model_of(arguments: Namespace, device: Device, seed: int | None = None) -> nn.Module:
+    """The model that the command line names."""
+    return build(arguments.model, parse_arguments(arguments.arg), device, seed)
 
 
 def build(text: str, arguments: Mapping[str, Any], device: Device, seed: int | None = None) -> nn.Module:
@@ -69,26 +75,6 @@ def find(text: str) -> Callable[..., object]:
         )
     module = _from_file(Path(source)) if source.endswith(".py") else _from_package(source)
     return _attribute(module, name, text)
-
-
-def parse_arguments(texts: Sequence[str], option: str = "--arg") -> dict[str, Any]:
-    """Keyword arguments from ``key=value``; a value that is not JSON is text.
-
-    >>> parse_arguments(["depth=2", "bias=false", "act=gelu"])
-    {'depth': 2, 'bias': False, 'act': 'gelu'}
-    """
-    arguments: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not (equals and key.isidentifier()):
-            raise UsageError(f"{option} takes key=value, but got {text!r}")
-        if key in arguments:
-            raise UsageError(f"{option} {key} is given twice")
-        try:
-            arguments[key] = json.loads(value)
-        except (ValueError, RecursionError):
-            arguments[key] = value
-    return arguments
 
 
 def _from_package(name: str) -> ModuleType:

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from torchinit._files import replacing
 from torchinit._text import count, dtype_name
 from torchinit.checkpoints.formats.safetensors import DTYPES, TIED, SafetensorsCheckpoint
-from torchinit.cli.errors import UsageError
+from torchinit.cli.frame import UsageError, check_free
 from torchinit.model.names import normalize
-from torchinit.plans.diff import Change, Diff
-from torchinit.plans.fingerprint import Fingerprint, fingerprint
+from torchinit.plans import Diff, Fingerprint
+from torchinit.plans.fingerprint import fingerprint
 
-CODES = {dtype: code for code, dtype in DTYPES.items()}
-"""The format's names of dtypes."""
+CODES = {dtype: code for code, dtype in DTYPES.items()}  # the format's names of dtypes
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -34,8 +33,7 @@ def check_output(path: Path, *, force: bool) -> None:
         raise UsageError(f"the output is a .safetensors file, but got {str(path)!r}")
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
-    if path.exists() and not force:
-        raise UsageError(f"{str(path)!r} exists already; --force overwrites it")
+    check_free(path, force=force)
 
 
 def write_state(
@@ -104,18 +102,13 @@ def feed(tensor: Tensor, function: Callable[[Any], object]) -> None:
 def compare(a: Path, b: Path) -> Diff:
     """The tensors in which two safetensors files differ, bit for bit; the files are mapped, not read into memory."""
     (first, _), (second, _) = open_file(a), open_file(b)
-    changes = Diff.between(first, second, agree=same_bits, facts=_facts)
-    told = (_with_distance(change, first, second) for change in sorted(changes, key=lambda change: change.name))
-    return Diff.of(told, changes.same)
-
-
-def _with_distance(change: Change, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Change:
-    if change.verb != "changed":
-        return change
-    distance = _distance(first[change.name], second[change.name])
-    return replace(
-        change, after=", ".join([change.after, *distance]), gist=", ".join([change.gist, *distance]).strip(", ")
-    )
+    diff = Diff.between(first, second, agree=same_bits, facts=_facts)
+    changes = []
+    for change in sorted(diff, key=lambda change: change.name):
+        distance = _distance(first[change.name], second[change.name]) if change.verb == "changed" else []
+        after, gist = (", ".join([*filter(None, [text]), *distance]) for text in (change.after, change.gist))
+        changes.append(replace(change, after=after, gist=gist))
+    return Diff.of(changes, diff.same)
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import torch
 
-from torchinit._folding import Column, Group, Row, fold, fold_names
+from torchinit._folding import Column, Row, RowGroup, fold, fold_names
 from torchinit._tables import Table, Tabular
 from torchinit._text import abbreviate, count, dtype_name, percentage
 from torchinit.serialization.schema import Schema
@@ -247,7 +247,7 @@ class LoadReport(Tabular):
         groups = fold(rows, _COLUMNS, among=[name for name, _ in sites], full=full)
         return Table("site", _COLUMNS, groups, self.headline(), tuple(self._details(told=True)), before=1)
 
-    def _headline(self, groups: Sequence[Group]) -> str:
+    def _headline(self, groups: Sequence[RowGroup]) -> str:
         return f"LoadReport of {self.headline()}"
 
     def summary(self) -> str:

@@ -26,10 +26,10 @@ from torchinit.model.names import normalize
 from torchinit.model.sites import Site, group_sites
 from torchinit.model.traversal import HeldTensor, walk_modules, walk_tensors
 from torchinit.noise import Keyed
+from torchinit.plans import Plan, Record, Report, Step, run
 from torchinit.plans.only import LOADING, is_loaded, is_within
-from torchinit.plans.plan import LOADED, Plan, Step, Strict
-from torchinit.plans.report import Record, Report
-from torchinit.plans.run import run, shards_of_entry
+from torchinit.plans.plan import LOADED, Strict
+from torchinit.plans.run import shards_of_entry
 from torchinit.recipes import RecipeLike
 from torchinit.rules.rule import Value
 from torchinit.tracing import holds_no_values
@@ -234,9 +234,8 @@ class ParamInit:
         ``from_pretrained`` has not loaded.
         """
         is_fresh = not buffer.tensor.is_inference() and buffer.tensor._version == 0
-        if is_fresh and (buffer.name in self.was_on_meta or is_within(*LOADING)):
-            return True
-        return holds_no_values(buffer.tensor, written=False)
+        was_blank = is_fresh and (buffer.name in self.was_on_meta or is_within(*LOADING))
+        return was_blank or holds_no_values(buffer.tensor, written=False)
 
     def _is_news(self, name: str, *tensors: Tensor) -> bool:
         return any(snapshot(tensor) not in self.snapshots[name] for tensor in tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial, wraps
 from importlib import import_module
 from typing import Any, Final
@@ -17,9 +18,9 @@ from torchinit.distributed.collectives import is_shared, over_group, run_collect
 from torchinit.distributed.consensus import check_consensus, intent_of
 from torchinit.errors import RunError
 from torchinit.noise import Keyed
+from torchinit.plans import Report
 from torchinit.plans.origin import steps_of
-from torchinit.plans.plan import Plan, Strict
-from torchinit.plans.report import Report
+from torchinit.plans.plan import Strict
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
 from torchinit.rules.rule import Recipe, Value
@@ -32,9 +33,8 @@ class InitCallback:
 
     It acts in ``fit`` alone, once the module is whole and before a strategy wraps it: after ``configure_model``, where
     the module has one, else after its ``setup``, else before both. Every process writes the values that one alone
-    would, so that DDP and FSDP2 start from one model. What is on the meta device by then is given memory, by
-    :func:`torchinit.materialize`. A run that is resumed keeps what it loads: Lightning does that afterwards, and
-    ``report`` is then None. A module is written once, however often it is fitted.
+    would; what is on the meta device by then is given memory. A run that is resumed keeps what it loads, and ``report``
+    is then None. A module is written once, however often it is fitted.
 
     ``recipe``, its ``arguments``, ``complete``, ``strict`` and ``trainable`` are those of :func:`torchinit.initialize`.
     Afterwards ``report`` has what happened, with the fingerprint, which is kept in the checkpoints with the seed.
@@ -48,10 +48,8 @@ class InitCallback:
 
     def __new__(cls, *args: object, **kwargs: object) -> Any:
         """Make an object that is a Callback, too, of the package that the program uses: it is known by now."""
-        made = type(
-            cls.__name__, (cls, *_callbacks()), {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        )
-        return object.__new__(made)
+        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        return object.__new__(type(cls.__name__, (cls, *_callbacks()), names))
 
     def __init__(
         self,
@@ -98,13 +96,11 @@ class InitCallback:
         if trainer.ckpt_path:
             self.report = None
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         """Leave nothing on the module, also where a hook before its own has raised."""
         self._undo()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave nothing on the module."""
-        self._undo()
+    on_exception = teardown
 
     def state_dict(self) -> dict[str, Any]:
         """Return what checkpoints keep: the seed and the fingerprint of the first weights."""
@@ -134,15 +130,10 @@ class InitCallback:
 
     def _agree(self, module: nn.Module) -> None:
         """Raise RunError on every rank unless all are about to write the same; DDP would hide it."""
-        if not is_shared():
-            return
-
-        def planned() -> Plan:
-            return plan(module, self.rules, **self.options)
-
-        spread = over_group()
-        steps = steps_of(run_collectively(planned, "the plan", spread, own=True))
-        check_consensus(intent_of(module, steps, Keyed(self.seed), self.options), spread)
+        if is_shared():
+            planned, spread = partial(plan, module, self.rules, **self.options), over_group()
+            steps = steps_of(run_collectively(planned, "the plan", spread, own=True))
+            check_consensus(intent_of(module, steps, Keyed(self.seed), self.options), spread)
 
 
 def _restored(cls: type[InitCallback], state: dict[str, Any]) -> InitCallback:
@@ -153,17 +144,13 @@ def _restored(cls: type[InitCallback], state: dict[str, Any]) -> InitCallback:
 
 def _callbacks() -> list[type]:
     """The Callback classes of the packages in use, or else of the first that is installed; both have the same hooks."""
-    used = [name for name in _PACKAGES if name in sys.modules]
-    for name in () if used else _PACKAGES:
-        try:
+    for name in () if {*_PACKAGES} & {*sys.modules} else _PACKAGES:
+        with suppress(ImportError):
             import_module(name)
-        except ImportError:
-            continue
-        used = [name]
-        break
-    if not used:
+            break
+    packages = [sys.modules[name] for name in _PACKAGES if name in sys.modules]
+    if not packages:
         raise ImportError("torchinit.integrations.lightning needs Lightning: pip install lightning")
-    packages = [sys.modules[name] for name in used]
     for package in packages:
         if not hasattr(package.LightningModule, "configure_model"):
             raise ImportError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from torchinit.api import plan
 from torchinit.errors import RunError
-from torchinit.initializers.elementwise import Constant, Fill
+from torchinit.initializers import Constant, Fill
 from torchinit.model.dtensor import behind, shards_of
 from torchinit.model.names import normalize
 from torchinit.model.sites import sites
 from torchinit.noise import Keyed
-from torchinit.plans.plan import Plan, Step, Strict
-from torchinit.plans.report import Record, Report
-from torchinit.plans.run import run
+from torchinit.plans import Plan, Record, Report, Step, run
+from torchinit.plans.plan import Strict
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
 from torchinit.rules.rule import Value
@@ -40,8 +39,7 @@ def param_init(
     """The config of a torchtitan model, or the model, with a ``param_init`` made of a recipe in each of its modules.
 
     A config is copied; a model, on the meta device or not, is changed. ``init_states`` then writes each parameter as
-    one process would write it, on any layout; buffers are made by the model's own ``_init_self_buffers``, as ever. The
-    dicts take the place of those of the config, ``skip_param_init`` included: tied weights are written by one rule.
+    one process would write it, on any layout, and tied ones by one rule; buffers are made by ``_init_self_buffers``.
     ``strict`` and ``arguments`` are those of :func:`torchinit.plan`. :func:`report` tells afterwards what happened.
 
     Raises ConfigError or PlanError, also for a parameter without a rule and for a rule for buffers, before anything is
@@ -58,8 +56,9 @@ def param_init(
     if isinstance(target, nn.Module):
         _set(target, _Writers(plan(target, rules, complete=True, strict=strict), seed))
         return target
-    config: _Target = _unshared(copy.deepcopy(target), {})
-    nodes = [node for node in _nodes(config) if hasattr(node, "param_init")]
+    found = list[Any]()
+    config: _Target = _copied(target, found, {})
+    nodes = [node for node in found if hasattr(node, "param_init")]
     if not hasattr(config, "build") or not nodes:
         raise RunError(f"{type(target).__name__}: {_NO_HOOK}")
     for node in nodes:  # each makes a module that refers to its own dict
@@ -87,18 +86,15 @@ def report(model: nn.Module) -> Report:
     if writers is None:
         raise RunError(f"{type(model).__name__} was not made from torchinit.integrations.torchtitan.param_init")
     makers = {name for name, module in model.named_modules() if _makes_buffers(module)}
-    known = sites(model)
+    buffers = {site.name: site.views for site in sites(model) if site.kind == "buffer"}
+    homes = {name: {view.name.rpartition(".")[0] for view in views} for name, views in buffers.items()}
     return Report(
         tuple(writers.records.values()),
         untouched=tuple(name for name in writers.steps if name not in writers.records),
         skipped=tuple((skip.site.name, skip.why) for skip in writers.plan.skipped),
         unused=tuple(hint for _, hint in writers.plan.unused),
         noise=str(writers.noise),
-        buffers=tuple(
-            site.name
-            for site in known
-            if site.kind == "buffer" and not makers.intersection(view.name.rpartition(".")[0] for view in site.views)
-        ),
+        buffers=tuple(name for name, paths in homes.items() if not paths & makers),
     )
 
 
@@ -183,38 +179,25 @@ def _set(model: nn.Module, writers: _Writers, nodes: list[Any] | None = None) ->
         by_dict[key].param_init = first
 
 
-def _unshared(value: Any, done: dict[int, bool]) -> Any:
-    """A config with another one for each place where the same one stands: a module is made in each of them."""
+def _copied(value: Any, nodes: list[Any], within: Mapping[int, Any]) -> Any:
+    """A copy of a config with another one for each place where the same one stands, since each makes a module.
+
+    Its dataclasses are added to the ``nodes``; ``within`` are the copies of those around it, which it may refer to.
+    """
+    if id(value) in within:
+        return within[id(value)]
     if is_dataclass(value) and not isinstance(value, type):
-        if not done.get(id(value), True):
-            return value  # it holds itself
-        value = copy.copy(value) if id(value) in done else value
-        done[id(value)] = False
-        for part in fields(value):
-            if hasattr(value, part.name):
-                object.__setattr__(value, part.name, _unshared(getattr(value, part.name), done))
-        done[id(value)] = True
-    elif type(value) is dict:
-        return {key: _unshared(item, done) for key, item in value.items()}
-    elif type(value) in (list, tuple):
-        return type(value)(_unshared(item, done) for item in value)
-    return value
-
-
-def _nodes(config: object) -> Iterator[Any]:
-    """A config and all that it holds, each once."""
-    waiting, seen = [config], set()
-    for each in waiting:  # which grows
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        if is_dataclass(each):
-            yield each
-            waiting += [getattr(each, part.name) for part in fields(each)]
-        elif isinstance(each, Mapping):
-            waiting += each.values()
-        elif isinstance(each, (list, tuple)):
-            waiting += each
+        made = copy.copy(value)
+        nodes.append(made)
+        within = {**within, id(value): made}
+        for part in (part.name for part in fields(value) if hasattr(value, part.name)):
+            object.__setattr__(made, part, _copied(getattr(value, part), nodes, within))
+        return made
+    if type(value) is dict:
+        return {key: _copied(item, nodes, within) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item, nodes, within) for item in value)
+    return copy.deepcopy(value)
 
 
 def _makes_buffers(module: nn.Module) -> bool:

@@ -7,11 +7,12 @@ import inspect
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from types import FrameType
+from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -23,23 +24,14 @@ from torchinit.api import draft
 from torchinit.distributed.own_code import OwnCodeResult, is_tried
 from torchinit.errors import ConfigError, ReportError, RunError
 from torchinit.integrations.fsdp import ParamInit
-from torchinit.integrations.pretrained import (
-    HOOK,
-    groups_of,
-    held_and_tied,
-    is_changed,
-    is_under_construction,
-    models_within,
-    ties_of,
-)
 from torchinit.knowledge.role_rules import with_roles
-from torchinit.model.sites import known_sites
+from torchinit.model.sites import Site, group_sites, known_sites
+from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.noise import Keyed
-from torchinit.plans.fingerprint import Fingerprint
+from torchinit.plans import Fingerprint, Plan, Record, Report, Skipped
 from torchinit.plans.fingerprint import fingerprint as fingerprint_of
 from torchinit.plans.only import is_loaded
-from torchinit.plans.plan import LEFT, LOADED, Plan, Skipped, Strict
-from torchinit.plans.report import Record, Report
+from torchinit.plans.plan import LEFT, LOADED, Strict
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
 from torchinit.rules.matching import Matcher
@@ -49,7 +41,8 @@ from torchinit.tracing.locks import Snapshot, snapshot
 
 _INNER: Final = "a model within this one: it starts as its own _init_weights says"
 
-_Seen: TypeAlias = dict[str, set[Snapshot]]
+_HOOK: Final = "_initialize_weights"
+"""The method of a PreTrainedModel that is called for each of its modules, itself last, and asks ``_init_weights``."""
 
 
 def init_weights(
@@ -63,16 +56,14 @@ def init_weights(
     """The method ``_init_weights`` of a model class that starts by a recipe, assigned in the body of the class.
 
     Transformers asks it for one module after the other: when a model is built, and in ``from_pretrained`` for what the
-    checkpoint lacks. What was loaded (``_is_hf_initialized``) stays, also where half of a module was. Values belong to
-    the names in this model, and are those of :func:`torchinit.initialize` on the whole, whatever was loaded. Models
-    within this one are asked by transformers for weights of their own; at the end the recipe's go over them, but
-    where they have a recipe, too. What it does not cover of them stays. Each parameter outside of them needs a rule.
-    Buffers without a rule are made by their modules' own code, and by the ``_init_weights`` above this one, which is
-    also asked for modules that are not part of the model, as ``resize_token_embeddings`` does.
+    checkpoint lacks. What was loaded (``_is_hf_initialized``) stays; the values are those of
+    :func:`torchinit.initialize` on the whole model. Each parameter needs a rule, but for those of models within this
+    one, over whose own weights the recipe's go. Buffers without a rule are made by their modules' own code, and by the
+    ``_init_weights`` above this one, which is also asked for modules that are not part of the model.
 
-    A class of another library that calls ``self._init_weights(module)`` for its modules may have it as well. What was
-    written tells :func:`init_report`. ``strict`` and ``arguments`` are those of :func:`torchinit.plan`; a rule in vain
-    is an error once the last constructor asks.
+    A class of another library that calls ``self._init_weights(module)`` may have it as well. :func:`init_report` tells
+    what was written. ``strict`` and ``arguments`` are those of :func:`torchinit.plan`; a rule in vain is an error once
+    the last constructor asks.
 
     Raises ConfigError for a recipe that cannot be read, RunError for a transformers that does not mark what it loads;
     when it is asked, PlanError for a parameter without a rule, RunError for what cannot be written, and for code in a
@@ -85,13 +76,6 @@ def init_weights(
     >>> model[0].weight.tolist(), [record.name for record in init_report(model)]
     ([[1.0, 1.0]], ['0.weight', '0.bias'])
     """
-    _check_version()
-    given = Given.to("init_weights", ("recipe", "seed", "strict", "arguments"), arguments, named)
-    return RecipeMethod(to_rules(recipe, given), Keyed(seed), strict)
-
-
-def _check_version() -> None:
-    """Raise RunError for a transformers that marks modules as loaded, and not tensors."""
     loaded: Any = sys.modules.get("transformers")
     if loaded is not None and importlib.util.find_spec("transformers.initialization") is None:
         version = getattr(loaded, "__version__", "of unknown version")
@@ -100,6 +84,8 @@ def _check_version() -> None:
             " be written over: pip install 'transformers>=5'. Or initialize after loading, by"
             " torchinit.initialize(model, recipe, seed=..., only=loading_info)"
         )
+    given = Given.to("init_weights", ("recipe", "seed", "strict", "arguments"), arguments, named)
+    return RecipeMethod(to_rules(recipe, given), Keyed(seed), strict)
 
 
 @dataclass(slots=True)
@@ -109,7 +95,7 @@ class _Past:
     plan: Plan = field(default_factory=Plan)
     records: dict[str, Record] = field(default_factory=dict)
     made: OwnCodeResult = field(default_factory=OwnCodeResult)
-    seen: _Seen = field(default_factory=lambda: defaultdict(set))
+    seen: dict[str, set[Snapshot]] = field(default_factory=lambda: defaultdict(set))
     inner: WeakSet[nn.Module] = field(default_factory=WeakSet)
     noise: Keyed = field(default_factory=lambda: Keyed(0))
 
@@ -124,12 +110,11 @@ def init_report(model: nn.Module) -> Report:
     """
     if model not in _PASTS:
         raise RunError(f"no recipe has written to this {type(model).__name__} as its _init_weights")
-    past = _PASTS[model]
-    return _with_past(model, past).report
+    return _with_past(model, _PASTS[model]).report
 
 
 def _with_past(model: nn.Module, past: _Past) -> ParamInit:
-    init = ParamInit(model, past.plan, past.noise, torch.device("cpu"), groups_of(model))
+    init = ParamInit(model, past.plan, past.noise, torch.device("cpu"), _groups_of(model))
     init.records, init.made, init.snapshots = past.records, past.made, past.seen
     return init
 
@@ -155,14 +140,14 @@ class RecipeMethod:
 
     def __set_name__(self, owner: Any, name: str) -> None:
         self.owner, self.name = owner, name
-        inherited = getattr(owner, HOOK, None)
+        inherited = getattr(owner, _HOOK, None)
         if inherited is None:
             return
 
         def _initialize_weights(model: nn.Module, module: nn.Module, *rest: Any, **named: Any) -> None:
             self._ask(model, module, partial(inherited, model, module, *rest, **named))
 
-        setattr(owner, HOOK, _initialize_weights)
+        setattr(owner, _HOOK, _initialize_weights)
 
     def __get__(self, model: nn.Module | None, owner: type | None = None) -> Any:
         return self if model is None else partial(self._write, model)
@@ -194,10 +179,11 @@ class RecipeMethod:
         finally:
             if is_over:
                 elsewhere = self._end(model)
-        if lost := [tensor for tensor, was in (*before, *elsewhere) if is_changed(tensor, was)]:
+        if lost := [tensor for tensor, was in (*before, *elsewhere) if _is_changed(tensor, was)]:
             asked = f"({type(module).__name__})" if before else ""
             headline = f"{type(model).__name__}._init_weights{asked} writes over what was loaded"
-            raise RunError(headline, [self._named(model, tensor) for tensor in lost])
+            names = {id(one): name for name, one in (*model.named_buffers(), *model.named_parameters())}
+            raise RunError(headline, [names.get(id(tensor), "a tensor") for tensor in lost])
 
     def _end(self, model: nn.Module) -> list[tuple[Tensor, Snapshot]]:
         """End a pass, and return what was loaded before it; a trial of code that may make buffers is within one."""
@@ -213,12 +199,10 @@ class RecipeMethod:
     def _write(self, model: nn.Module, module: nn.Module) -> None:
         """Write the values of a module's own tensors."""
         inherited = self._inherited(model)
-        if is_tried():  # for buffers: by the code of those above
+        is_strange = inherited is not None and all(module is not part for part in model.modules())
+        if is_tried() or is_strange:  # buffers are made by the code of the classes above, too
             if inherited is not None:
                 inherited(module)
-            return
-        if inherited is not None and all(module is not part for part in model.modules()):
-            inherited(module)
             return
         init = self._start(model, module)
         init.write(module, [init._owner(module)])
@@ -226,7 +210,7 @@ class RecipeMethod:
     def _write_inner(self, model: nn.Module, *, was_done: bool) -> None:
         """Write what the recipe has for the models within this one, which were asked for values of their own."""
         past = _PASTS.setdefault(model, _Past())
-        inner = [part for part in models_within(model) if _method_of(type(part)) is None]
+        inner = [part for part in _models_within(model) if _method_of(type(part)) is None]
         new = [part for part in inner if not was_done or (past.records and part not in past.inner)]
         if new:
             within = {below for part in new for below in part.modules()}
@@ -237,9 +221,9 @@ class RecipeMethod:
         """The plan of a model as it is, ready to write, with what is known of the past."""
         if (kept := self.passing.get(model)) is not None:
             return kept
-        groups = groups_of(model)
+        groups = _groups_of(model)
         leave = {site.name: LOADED for site, group in groups if all(map(is_loaded, group[0].sources))}
-        tied, names = ties_of(model), {site.name for site, _ in groups}
+        tied, names = _ties_of(model), {site.name for site, _ in groups}
         leave |= {name: f"will be tied to {tied[name]}" for name in tied.keys() & names if tied[name] in names}
         past = _PASTS.setdefault(model, _Past())
         past.plan, past.noise = self._plan(model, module, leave), self.noise
@@ -251,12 +235,12 @@ class RecipeMethod:
     def _plan(self, model: nn.Module, module: nn.Module, leave: dict[str, str]) -> Plan:
         """The checked plan of a model; what it lacks of models within, and of parts gathered later, is left."""
         others: dict[str, str] = {}
-        for part in models_within(model):
+        for part in _models_within(model):
             has_recipe = _method_of(type(part)) is not None
             inside = [name for name, _ in (*part.named_parameters(), *part.named_buffers())]
             path = next(path for path, one in model.named_modules() if one is part)
             (leave if has_recipe else others).update({f"{path}.{name}": _INNER for name in inside})
-        held, tied = held_and_tied(model)
+        held, tied = _held_and_tied(model)
         plan = draft(model, self.rules, leave=leave, held=held)
         if plan.unused and tied:
             matcher = Matcher(with_roles(model, known_sites(tied), tied))
@@ -269,7 +253,7 @@ class RecipeMethod:
             is_later = skip.site.lack and not skip.site.numel and skip.site.name not in names
             skipped.append(replace(skip, why=LEFT) if is_later else skip)
         plan = replace(plan, untouched=tuple(untouched), skipped=tuple(skipped))
-        strict = self.strict if plan.unused and not is_under_construction(model) else False
+        strict = self.strict if plan.unused and not _is_under_construction(model) else False
         return plan.check(complete=True, strict=strict)
 
     def _inherited(self, model: nn.Module) -> Callable[[nn.Module], None] | None:
@@ -285,10 +269,52 @@ class RecipeMethod:
         inherited: Callable[[nn.Module], None] | None = getattr(super(self.owner, model), self.name, None)
         return inherited
 
-    @staticmethod
-    def _named(model: nn.Module, tensor: Tensor) -> str:
-        every = (*model.named_parameters(), *model.named_buffers())
-        return next((name for name, one in every if one is tensor), "a tensor")
+
+def _ties_of(model: nn.Module) -> Mapping[str, str]:
+    """The names of a model that transformers ties to others, sooner or later, with these."""
+    return getattr(model, "all_tied_weights_keys", None) or {}
+
+
+def _held_and_tied(model: nn.Module) -> tuple[list[HeldTensor], list[HeldTensor]]:
+    """The tensors of a model, and apart from them those that are tied already: the rule is that of their table."""
+    ties, every = _ties_of(model), walk_tensors(model)
+    keys = {entry.name: entry.key for entry in every}
+    tied = {name for name in ties.keys() & keys if name != ties[name] and keys[name] == keys.get(ties[name])}
+    return [entry for entry in every if entry.name not in tied], [entry for entry in every if entry.name in tied]
+
+
+def _groups_of(model: nn.Module) -> list[tuple[Site, list[HeldTensor]]]:
+    """The sites of a model, each with all that holds its tensor."""
+    held, tied = _held_and_tied(model)
+    return [(site, [*group, *(one for one in tied if one.key == group[0].key)]) for site, group in group_sites(held)]
+
+
+def _models_within(model: nn.Module) -> Iterator[nn.Module]:
+    """The models below a model that transformers asks for their own weights, the outermost."""
+    for child in model.children():
+        if hasattr(child, _HOOK):
+            yield child
+        else:
+            yield from _models_within(child)
+
+
+def _is_under_construction(model: nn.Module) -> bool:
+    """Whether a constructor of a subclass is going to go on, with layers of its own."""
+    frame: FrameType | None = sys._getframe()
+    constructors = 0
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__init__" and code.co_argcount and frame.f_locals.get(code.co_varnames[0]) is model:
+            constructors += 1
+        frame = frame.f_back
+    return constructors > 1
+
+
+def _is_changed(tensor: Tensor, was: Snapshot) -> bool:
+    """Whether a tensor was written, by its sample, or by torch's count of writes where that is not all of it."""
+    now = snapshot(tensor)
+    whole = now.content is not None and len(now.content) == tensor.numel() * tensor.element_size()
+    return now.content != was.content or (not whole and now.version != was.version)
 
 
 def _method_of(cls: type) -> RecipeMethod | None:
@@ -324,7 +350,7 @@ class StartCallback:
     def __getattr__(self, name: str) -> Callable[..., None]:
         """Do nothing at all other events: this is no TrainerCallback, so that it imports nothing of transformers."""
         if name.startswith("on_"):
-            return _nothing
+            return lambda *_, **__: None
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
@@ -333,10 +359,8 @@ class StartCallback:
             self._resume(_folder(args, state), model)
         elif self.start is None:  # a second call of train() goes on from trained weights
             report = self.report or (init_report(model) if model in _PASTS else None)
-            self.start = {
-                "fingerprint": fingerprint_of(model).to_dict(),
-                "report": report.to_dict() if report else None,
-            }
+            told = report.to_dict() if report else None
+            self.start = {"fingerprint": fingerprint_of(model).to_dict(), "report": told}
             self._write(Path(args.output_dir), state, {})
 
     def on_save(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
@@ -364,12 +388,8 @@ class StartCallback:
             raise ConfigError(f"{path} has no fingerprint of weights")
         saved = Fingerprint.from_dict(data["weights"]).persistent
         if changes := [change.name for change in saved.diff(fingerprint_of(model).persistent)]:
-            noun = count(len(changes), "tensor")
-            raise ReportError(f"{noun} of the resumed model not as {folder.name} was saved", changes)
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    pass
+            headline = f"{count(len(changes), 'tensor')} of the resumed model not as {folder.name} was saved"
+            raise ReportError(headline, changes)
 
 
 def _folder(args: Any, state: Any) -> Path:

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from urllib.parse import quote
 
-from torchinit._folding import Column, Group, Row, fold
+from torchinit._folding import Column, Row, RowGroup, fold
 from torchinit._tables import Table, Tabular
 from torchinit._text import count, did_you_mean
 from torchinit.errors import ConfigError
@@ -281,7 +281,7 @@ class Findings(Tabular):
 
     def _table(self, *, full: bool = False) -> Table:
         rows = (Row(each.site or "-", (each.code, each.severity, each.message, each.line)) for each in self)
-        groups = list[Group]()
+        groups = list[RowGroup]()
         remedies = dict.fromkeys(f"{each.code}: {each.remedy}" for each in self if each.remedy)
         more: list[str] = []
         for (code, severity), several in groupby(fold(rows, _COLUMNS, full=full), key=lambda group: group.cells[:2]):
@@ -290,7 +290,7 @@ class Findings(Tabular):
             more += [f"{code} {severity}: and {len(alike) - _MOST} more"] if len(alike) > _MOST and not full else []
         return Table("site", _COLUMNS, groups, foot=(*more, *remedies, *self.summary().split("\n")), before=2)
 
-    def _headline(self, groups: Sequence[Group]) -> str:
+    def _headline(self, groups: Sequence[RowGroup]) -> str:
         return f"Findings: {self.summary()}"
 
     def summary(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 
 from torchinit._files import expanded, replacing
-from torchinit._folding import Group
+from torchinit._folding import RowGroup
 from torchinit._tables import Table, Tabular
 from torchinit._text import one_line, plain
 from torchinit._version import __version__
@@ -196,7 +196,7 @@ def grid(table: Table) -> Grid:
     return Grid(tuple((columns[at].head, numeric[at]) for at in kept), tuple(rows), name)
 
 
-def _words(group: Group) -> str:
+def _words(group: RowGroup) -> str:
     """What a filter looks in: all names that the line stands for, and its texts."""
     return " ".join(map(one_line, (*group.names, *map(str, group.cells), *group.notes)))[:_LONGEST_SEARCH].lower()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeVar, final
 
-from torchinit._folding import Column, Group, Row, fold, fold_names, rounded_apart, starts_as, to_digits
+from torchinit._folding import Column, Row, RowGroup, fold, fold_names, rounded_apart, starts_as, to_digits
 from torchinit._tables import Table, Tabular
 from torchinit._text import count
 
@@ -110,10 +110,10 @@ class Diff(Tabular, tuple[Change, ...]):
             "", _COLUMNS, groups, foot=("", self._summary(groups)) if groups else (self._summary(groups),), before=1
         )
 
-    def _headline(self, groups: Sequence[Group]) -> str:
+    def _headline(self, groups: Sequence[RowGroup]) -> str:
         return f"Diff: {self._summary(groups)}"
 
-    def _summary(self, groups: Sequence[Group]) -> str:
+    def _summary(self, groups: Sequence[RowGroup]) -> str:
         """The last line: how many kinds of sites change, and how many do not."""
         if not self:
             return "no difference"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torchinit._collector import collector_paused
-from torchinit._folding import Column, Group, Row, fold
+from torchinit._folding import Column, Row, RowGroup, fold
 from torchinit._tables import Table, Tabular
 from torchinit._text import count
 from torchinit.errors import ConfigError, RunError
@@ -76,7 +76,7 @@ class Fingerprint(Tabular):
         groups = fold((Row(name, (text,)) for name, text in self.sites.items()), _COLUMNS, full=full)
         return Table("tensor", _COLUMNS, groups, f"{self.total}, the fingerprint of {count(len(self.sites), 'tensor')}")
 
-    def _headline(self, groups: Sequence[Group]) -> str:
+    def _headline(self, groups: Sequence[RowGroup]) -> str:
         return f"Fingerprint {self.total} of {count(len(self.sites), 'tensor')}"
 
     def diff(self, other: Fingerprint) -> Diff:

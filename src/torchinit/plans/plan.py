@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from torchinit._folding import Column, Group, Row, fold, fold_names, large, starts_as
+from torchinit._folding import Column, Row, RowGroup, fold, fold_names, large, starts_as
 from torchinit._frozen import Postponable, quickly_made
 from torchinit._tables import Table, Tabular
 from torchinit._text import (
@@ -173,7 +173,7 @@ class Plan(Postponable, Tabular):
             rest = ["every parameter has a rule; nothing is written yet"]
         return Table("tensor", _COLUMNS, groups, title, tuple(rest), tree=not full)
 
-    def _headline(self, groups: Sequence[Group]) -> str:
+    def _headline(self, groups: Sequence[RowGroup]) -> str:
         sites = sized(groups, sum(step.site.numel for step in self.steps))
         return f"Plan of {count(len(self), 'site')}: {sites}, {count(len(self.problems), 'problem')}"
 
@@ -389,7 +389,7 @@ def not_followed(names: Iterable[str]) -> list[str]:
     return [text] if unknown else []
 
 
-def sized(groups: Sequence[Group], elements: int, dtypes: Collection[str] = ()) -> str:
+def sized(groups: Sequence[RowGroup], elements: int, dtypes: Collection[str] = ()) -> str:
     """The numbers of kinds and elements, and the dtype if all have one."""
     (*dtype,) = dtypes
     return ", ".join([count(len(groups), "kind"), f"{large(elements)} elements", *(dtype if len(dtype) == 1 else [])])

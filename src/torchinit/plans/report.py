@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from torchinit._folding import Column, Group, Row, fold, starts_as
+from torchinit._folding import Column, Row, RowGroup, fold, starts_as
 from torchinit._frozen import Postponable, quickly_made
 from torchinit._tables import Table, Tabular
 from torchinit._text import by_reason, count, did_you_mean, dtype_name, shape_text, shortened
@@ -174,7 +174,7 @@ class Report(Postponable, Tabular):
         measured = sum(record.measured is not None and record.expected is not None for record in self.records)
         return [f"{count(measured, 'tensor')} measured: as planned"] if measured else []
 
-    def _headline(self, groups: Sequence[Group]) -> str:
+    def _headline(self, groups: Sequence[RowGroup]) -> str:
         sites = sized(groups, sum(math.prod(record.shape) for record in self.records))
         return f"Report of {count(len(self), 'site')}: {sites}, {count(len(self.problems), 'problem')}"
 

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torchinit._folding import Column, Group, Row, fold
+from torchinit._folding import Column, Row, RowGroup, fold
 from torchinit._text import count, dtype_name, shape_text
 from torchinit.errors import RunError
 from torchinit.initializers.statistics import Moments, truncated
@@ -204,7 +204,7 @@ def values_of(model: nn.Module, recipe: object = None, seed: int = 0, report: Re
     )  # fmt: skip
 
 
-def _alike(group: Group, tensors: list[Tensor]) -> LikeValues:
+def _alike(group: RowGroup, tensors: list[Tensor]) -> LikeValues:
     samples = [*_samples(tensors)]
     shape = tuple(tensors[0].shape)
     if not samples:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from torchinit._folding import Column, Group, large, starts_as, to_digits
+from torchinit._folding import Column, RowGroup, large, starts_as, to_digits
 from torchinit._tables import Table
 from torchinit._text import count, one_line, shape_text
 from torchinit.errors import MissingExtraError
@@ -378,7 +378,7 @@ def _own(start: StartValues) -> Table:
     groups = []
     for each in start.parameters:
         cells = (shape_text(each.shape), "…".join(dict.fromkeys(map(digits, each.stds))))
-        groups.append(Group([*each.names], cells, (), (each.label,), (len(each.names),)))
+        groups.append(RowGroup([*each.names], cells, (), (each.label,), (len(each.names),)))
     return Table("tensor", (Column("shape"), Column("std")), groups)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal, TypeAlias, final
 
-from torchinit._folding import Column, Group, Row, fold, fold_names
+from torchinit._folding import Column, Row, RowGroup, fold, fold_names
 from torchinit._tables import Table, Tabular
 from torchinit._text import abbreviate, count, did_you_mean
 from torchinit.model.sandbox import ALLOCATING
@@ -187,7 +187,7 @@ class Trace(Tabular):
         groups = fold(map(_row, self.writes), _COLUMNS, among=known, full=full)
         return Table("site", _COLUMNS, groups, first, tuple(rest))
 
-    def _headline(self, groups: Sequence[Group]) -> str:
+    def _headline(self, groups: Sequence[RowGroup]) -> str:
         return f"Trace of {self._numbers()}: {count(len(groups), 'kind')}, {len(self.unwritten)} parameters not written"
 
     def _numbers(self) -> str:

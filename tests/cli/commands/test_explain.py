@@ -15,7 +15,7 @@ from torch import nn
 import torchinit
 from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import main
-from torchinit.cli.arguments import arguments_of
+from torchinit.cli.classes import arguments_of
 from torchinit.cli.commands import explain
 from torchinit.errors import RunError
 from torchinit.linting import CHECKS

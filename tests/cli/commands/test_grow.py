@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from torchinit.cli.main import main
+from torchinit.cli import main
 from torchinit.cli.models import build
 
 NETS = """

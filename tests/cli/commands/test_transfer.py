@@ -10,8 +10,7 @@ from typing import get_args
 
 import pytest
 
-from torchinit.cli import main
-from torchinit.cli.commands.transfer import add
+from torchinit.cli import _parser, main
 from torchinit.transfer.table import PARAMETRIZATIONS, Form
 
 NET = """
@@ -87,9 +86,8 @@ def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_command_has_every_parametrization_and_form() -> None:
-    """It names them itself, so that its help needs no import of the table."""
-    parser = argparse.ArgumentParser()
-    add(parser)
-    choices = {action.dest: set(action.choices or ()) for action in parser._actions}
+    """It names them itself, the usual one first."""
+    commands = next(each for each in _parser(["transfer"])._actions if isinstance(each, argparse._SubParsersAction))
+    choices = {action.dest: set(action.choices or ()) for action in commands.choices["transfer"]._actions}
     assert choices["parametrization"] == {*PARAMETRIZATIONS}
     assert choices["form"] == {*get_args(Form)}

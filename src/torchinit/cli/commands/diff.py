@@ -1,80 +1,69 @@
-"""diff: compare two recipes, plans, reports, fingerprints or weight files."""
+"""Diff: two recipes, plans, reports, fingerprints or files of weights compared; and the fingerprint of one."""
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 import torchinit._limits as limits
 from torchinit._files import read_bounded
+from torchinit._text import count, format_table
 from torchinit.api import sites
-from torchinit.cli import options, weights
-from torchinit.cli.errors import UsageError
-from torchinit.plans.diff import Diff
-from torchinit.plans.fingerprint import Fingerprint
-from torchinit.plans.plan import Plan
-from torchinit.plans.planner import make_plan
-from torchinit.plans.report import Record, Report
+from torchinit.cli import frame, models, weights
+from torchinit.cli.frame import UsageError, command, option, repeated
+from torchinit.plans import Diff, Fingerprint, Plan, Record, Report, make_plan
+from torchinit.plans.fingerprint import fingerprint
 
 FileKind: TypeAlias = Literal["recipe", "plan", "report", "fingerprint", "weights"]
 Saved = TypeVar("Saved", Plan, Report, Fingerprint)
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Describe the arguments."""
-    parser.add_argument("a", metavar="A", help="a recipe; a plan, report or fingerprint (JSON); a .safetensors file")
-    parser.add_argument("b", metavar="B", help="another one of the same kind, or of one with a fingerprint")
-    options.add_model(parser, "--model")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an argument of both recipes")
-    options.add_all(parser)
-    options.add_json(parser)
-    parser.set_defaults(on_error=2)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Print the differences, a line each; 1 if there are any."""
-    changes = _changes(arguments, arguments.a, arguments.b)
+@command(
+    "diff",
+    option("a", metavar="A", help="a recipe; a plan, report or fingerprint (JSON); a .safetensors file"),
+    option("b", metavar="B", help="another one of the same kind, or of one with a fingerprint"),
+    "--model",
+    repeated("--set", metavar="KEY=VALUE", help="an argument of both recipes"),
+    "--all --json",
+    on_error=2,
+)
+def run_diff(arguments: Namespace) -> bool:
+    """Print the differences, a line each; each is a finding."""
+    a, b, words = arguments.a, arguments.b, list[tuple[str, str, str]]()
+    kinds = kind_of(a), kind_of(b)
+    if kinds == ("report", "report"):
+        first, second = read_saved(Report, a), read_saved(Report, b)
+        changes = _report_changes(first, second)
+        if first.origin and second.origin:  # how they differ in what they were made of
+            words = [*first.origin.differences(second.origin)]
+    else:
+        changes = _changes(arguments, *kinds)
     data = [{key: getattr(change, key) for key in ("name", "verb", "before", "after")} for change in changes]
-    words = _words(arguments.a, arguments.b)
     for noun, old, new in () if arguments.json else words:  # its list is one of tensors
-        print(f"{noun} {old} in {arguments.a}, and {new} in {arguments.b}")
-    options.show(arguments, data, changes)
-    return 1 if changes or words else 0
+        print(f"{noun} {old} in {a}, and {new} in {b}")
+    frame.show(arguments, changes, data)
+    return bool(changes or words)
 
 
-def _words(a: str, b: str) -> list[tuple[str, str, str]]:
-    """How two starts differ in what they were made of, where both are reports that say so."""
-    if {kind_of(a), kind_of(b)} != {"report"}:
-        return []
-    first, second = (read_saved(Report, path).origin for path in (a, b))
-    return [*first.differences(second)] if first and second else []
-
-
-def _changes(arguments: argparse.Namespace, a: str, b: str) -> Diff:
-    kind, other = kind_of(a), kind_of(b)
-    if kind != other and {kind, other} <= {"report", "fingerprint", "weights"}:
+def _changes(arguments: Namespace, kind: FileKind, other: FileKind) -> Diff:
+    a, b = arguments.a, arguments.b
+    if kind == other == "recipe":
+        if arguments.model is None:
+            raise UsageError("what two recipes do differently shows on a model: give --model")
+        known = sites(models.model_of(arguments, "meta"))
+        before, after = (make_plan(known, frame.recipe_of(text, arguments.set)).check() for text in (a, b))
+        return before.diff(after)
+    if kind == other == "plan":
+        return read_saved(Plan, a).diff(read_saved(Plan, b))
+    if kind == other == "weights":
+        return weights.compare(Path(a), Path(b))
+    if {kind, other} <= {"report", "fingerprint", "weights"}:
         first, second = _fingerprint(a, kind), _fingerprint(b, other)
         # What no file holds is no difference from a file.
         return first.persistent.diff(second.persistent) if "weights" in (kind, other) else first.diff(second)
-    if kind != other:
-        raise UsageError(f"{a} is a {kind} and {b} a {other}: they cannot be compared")
-    match kind:
-        case "recipe":
-            if arguments.model is None:
-                raise UsageError("what two recipes do differently shows on a model: give --model")
-            known = sites(options.model_of(arguments, "meta"))
-            before, after = (make_plan(known, options.recipe_of(text, arguments.set)).check() for text in (a, b))
-            return before.diff(after)
-        case "plan":
-            return read_saved(Plan, a).diff(read_saved(Plan, b))
-        case "report":
-            return _report_changes(read_saved(Report, a), read_saved(Report, b))
-        case "fingerprint":
-            return read_saved(Fingerprint, a).diff(read_saved(Fingerprint, b))
-        case "weights":
-            return weights.compare(Path(a), Path(b))
+    raise UsageError(f"{a} is a {kind} and {b} a {other}: they cannot be compared")
 
 
 def kind_of(text: str) -> FileKind:
@@ -106,10 +95,10 @@ def _fingerprint(path: str, kind: FileKind) -> Fingerprint:
     """The fingerprint that a file is, has, or that its tensors have."""
     if kind != "report":
         return weights.fingerprint_of(Path(path)) if kind == "weights" else read_saved(Fingerprint, path)
-    fingerprint = read_saved(Report, path).fingerprint
-    if fingerprint is None:
+    prints = read_saved(Report, path).fingerprint
+    if prints is None:
         raise UsageError(f"{path} is a report without a fingerprint")
-    return fingerprint
+    return prints
 
 
 def _report_changes(first: Report, second: Report) -> Diff:
@@ -126,6 +115,24 @@ def _report_changes(first: Report, second: Report) -> Diff:
 def _facts(record: Record) -> tuple[str, ...]:
     """All of a record but the time it took."""
     seen = record.measured
-    figures = {"mean": seen.mean, "std": seen.std, "min": seen.min, "max": seen.max} if seen else {}
-    values = (f"{name} {figures[name]:.9g}" if figures else "" for name in ("mean", "std", "min", "max"))
+    values = (f"{name} {getattr(seen, name):.9g}" if seen else "" for name in ("mean", "std", "min", "max"))
     return record.fill, f"in {list(record.shape)}", record.dtype, f"by {record.rule}", *values
+
+
+@command(
+    "fingerprint MODEL --json",
+    option("--seed", type=int, default=0, help="where the factory's own draws start (default: 0)"),
+)
+def run_fingerprint(arguments: Namespace) -> None:
+    """Print the digests, a line each, and the total, also that of what a file of weights would hold."""
+    if arguments.model.endswith(".safetensors"):
+        digests = weights.fingerprint_of(Path(arguments.model))
+    else:
+        digests = fingerprint(models.model_of(arguments, "cpu", arguments.seed))
+    lines = [format_table(("digest", "name"), [(digest, name) for name, digest in digests.sites.items()])]
+    lines += [f"{name} is {first}" for name, first in digests.aliases.items()]
+    lines.append(f"{digests.total}  total of {count(len(digests.sites), 'site')}")
+    if digests.transient:
+        left_out = count(len(digests.transient), "buffer")
+        lines.append(f"{digests.persistent.total}  without {left_out} that no state dict holds")
+    frame.show(arguments, "\n".join(lines), digests.to_dict())

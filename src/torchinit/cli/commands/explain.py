@@ -1,4 +1,4 @@
-"""explain: tell what an initializer, a selector, an adapter, a check, a scheme or a parametrization does."""
+"""Explain: what names stand for, which there are, what a model's parameters are for, and what a shell should know."""
 
 from __future__ import annotations
 
@@ -6,40 +6,53 @@ import argparse
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from textwrap import indent
 from typing import Any
 
-from torchinit._text import format_table
+from torch import nn
+
+from torchinit._folding import Column, Row, fold
+from torchinit._tables import Table
+from torchinit._text import count, format_table
 from torchinit.checkpoints.adapters import ADAPTERS
-from torchinit.cli import options
-from torchinit.cli.arguments import ExplainedArgument, arguments_of, without_roles
-from torchinit.cli.errors import UsageError
-from torchinit.cli.examples import examples_of
+from torchinit.cli import frame, models
+from torchinit.cli.classes import ExplainedArgument, arguments_of, examples_of, without_roles
+from torchinit.cli.frame import UsageError, command, option
+from torchinit.errors import MissingExtraError
 from torchinit.initializers.functions import hint
-from torchinit.linting import known_checks
+from torchinit.knowledge import roles
+from torchinit.knowledge.gains import gain, nonlinearities
+from torchinit.knowledge.role_rules import known_roles
+from torchinit.linting import Check, known_checks
+from torchinit.model.layouts import known_layers
 from torchinit.probing import PROBE_CHECKS
 from torchinit.recipes import load_recipe, schemes
 from torchinit.recipes.files import read_scheme
 from torchinit.recipes.forms import NEEDED
 from torchinit.rules.catalog import INITIALIZERS, SELECTORS
+from torchinit.serialization.registry import ClassRegistry, described
 from torchinit.transfer import PARAMETRIZATIONS, TRANSFER_CHECKS
 
-
-def add(parser: argparse.ArgumentParser) -> None:
-    """Describe the arguments."""
-    parser.add_argument(
-        "name",
-        metavar="NAME",
-        help="an initializer, selector, adapter, check, scheme or parametrization (mup), see `torchinit list`",
-    )
-    options.add_json(parser)
+_CLASSES: Mapping[str, ClassRegistry] = {"selectors": SELECTORS, "adapters": ADAPTERS, "initializers": INITIALIZERS}
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _checks() -> dict[str, Check]:
+    return dict(sorted({**known_checks(), **PROBE_CHECKS, **TRANSFER_CHECKS}.items()))
+
+
+# --- explain ---------------------------------------------------------------------------------------------------------
+
+_NAME = "an initializer, selector, adapter, check, scheme or parametrization (mup), see `torchinit list`"
+
+
+@command("explain", option("name", metavar="NAME", help=_NAME), "--json")
+def run_explain(arguments: Namespace) -> None:
     """Print what the class's docstring and its fields tell."""
     explanation = _explain(arguments.name)
-    return options.show(arguments, dataclasses.asdict(explanation), explanation)
+    frame.show(arguments, str(explanation), dataclasses.asdict(explanation))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +66,15 @@ class Explanation:
     rules: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        parts = [": ".join([self.name, *self.text[:1]]), *self.text[1:]]
-        if self.arguments:
-            parts.append(_indented("Arguments", "\n".join(map(str, self.arguments))))
-        parts += [
-            _indented(f"As {'a ' * (language == 'command')}{language}", text) for language, text in self.rules.items()
-        ]
-        if self.example:
-            parts.append(_indented("Example", self.example))
-        return "\n\n".join(parts)
-
-
-def _indented(title: str, text: str) -> str:
-    return "\n".join([title, *(f"  {line}".rstrip() for line in text.splitlines())])
+        rules = {f"As {'a ' * (language == 'command')}{language}": text for language, text in self.rules.items()}
+        parts = {"Arguments": "\n".join(map(str, self.arguments)), **rules, "Example": self.example}
+        head = ": ".join([self.name, *self.text[:1]])
+        below = (f"{title}\n{indent(text, '  ')}" for title, text in parts.items() if text)
+        return "\n\n".join([head, *self.text[1:], *below])
 
 
 def _explain(name: str) -> Explanation:
-    shipped, checks = (
-        schemes(),
-        {
-            word: check
-            for check in (*PROBE_CHECKS.values(), *TRANSFER_CHECKS.values(), *known_checks().values())
-            for word in (check.code, check.name)
-        },
-    )
+    checks = {word: check for check in _checks().values() for word in (check.code, check.name)}
     if name in PARAMETRIZATIONS:
         title, table, *told = PARAMETRIZATIONS[name].blocks()
         ways = {
@@ -84,35 +82,36 @@ def _explain(name: str) -> Explanation:
             "command": f"torchinit transfer MODEL --base BASE --parametrization {name}",
         }
         return Explanation(name, (title, table, "\n".join(told)), rules=ways)
-    if name in shipped:
+    if name in schemes():
         return _explain_scheme(name)
     if name in checks:
-        check = checks[name]
-        text = [_without_markup(part) for part in check.text.split("\n\n")]
-        tail = f"At worst: {check.severity}. Way out: {check.remedy}."
-        code = check.code
-        ways = {
-            "Python": f'torchinit.lint(model, select=["{code}"])',
-            "command": f"torchinit check MODEL --select {code}",
-        }
-        if code in PROBE_CHECKS:
-            ways = {"Python": "torchinit.probe(model)", "command": "torchinit probe MODEL"}
-        if code in TRANSFER_CHECKS:
-            ways = {"Python": "transfer.lint(model, optimizer)"}
-        return Explanation(f"{code} {check.name}", (*text, tail), rules=ways)
-    rooms = (SELECTORS, ADAPTERS, INITIALIZERS)
+        return _explain_check(checks[name])
+    rooms = [*_CLASSES.values()]
     words = {known.casefold(): (known, registry) for registry in rooms for known in registry}
-    offered = ((name, room) for room in rooms for point in room.plugins() if point.name == name)
-    known, registry = words.get(name.casefold()) or next(offered, (name, INITIALIZERS))
+    plugins = {point.name: registry for registry in reversed(rooms) for point in registry.plugins()}
+    known, registry = words.get(name.casefold()) or (name, plugins.get(name, INITIALIZERS))
     try:
         explanation = describe(known, registry.get(known))
     except KeyError:
-        plugins = (point.name for room in rooms for point in room.plugins())
-        near = hint(name, [*INITIALIZERS, *plugins, *SELECTORS, *ADAPTERS, *shipped, *checks, *PARAMETRIZATIONS])
+        names = (known for known, _ in words.values())
+        near = hint(name, [*names, *plugins, *schemes(), *checks, *PARAMETRIZATIONS])
         raise UsageError(
             f"there is no initializer, selector, adapter, check, scheme or parametrization {name!r}{near}"
         ) from None
     return dataclasses.replace(explanation, rules=examples_of(known, registry))
+
+
+def _explain_check(check: Check) -> Explanation:
+    """The explanation of a check: its text, how severe it is, what to do, how it is run."""
+    code = check.code
+    text = [_without_markup(part) for part in check.text.split("\n\n")]
+    ways = {"Python": f'torchinit.lint(model, select=["{code}"])', "command": f"torchinit check MODEL --select {code}"}
+    if code in PROBE_CHECKS:
+        ways = {"Python": "torchinit.probe(model)", "command": "torchinit probe MODEL"}
+    if code in TRANSFER_CHECKS:
+        ways = {"Python": "transfer.lint(model, optimizer)"}
+    tail = f"At worst: {check.severity}. Way out: {check.remedy}."
+    return Explanation(f"{code} {check.name}", (*text, tail), rules=ways)
 
 
 def _explain_scheme(name: str) -> Explanation:
@@ -121,16 +120,13 @@ def _explain_scheme(name: str) -> Explanation:
     rows = [(rule.label, str(rule.where), str(rule.init) if rule.label != NEEDED else "-") for rule in rules]
     table = format_table(("rule", "where", "what"), rows)
     text = (data["about"], data["claims"].strip(), f"Source: {data['source']}", table)
-    arguments = tuple(_scheme_argument(*item) for item in data.get("arguments", {}).items())
+    arguments = []
+    for argument, declared in data.get("arguments", {}).items():
+        bounds = ["{:g} to {:g}".format(*declared["bounds"])] if "bounds" in declared else []
+        choices = tuple(declared.get("choices", bounds))
+        arguments.append(ExplainedArgument(argument, str(declared["default"]), choices, declared["meaning"]))
     ways = {"Python": f'torchinit.initialize(model, "{name}", seed=0)', "command": f"torchinit plan MODEL {name}"}
-    return Explanation(name, text, arguments, rules=ways)
-
-
-def _scheme_argument(name: str, declared: Mapping[str, Any]) -> ExplainedArgument:
-    bounds = ["{:g} to {:g}".format(*declared["bounds"])] if "bounds" in declared else []
-    return ExplainedArgument(
-        name, str(declared["default"]), tuple(declared.get("choices", bounds)), declared["meaning"]
-    )
+    return Explanation(name, text, tuple(arguments), rules=ways)
 
 
 def describe(name: str, cls: type[Any]) -> Explanation:
@@ -163,3 +159,106 @@ def _without_markup(paragraph: str) -> str:
     text = re.sub(r"\\sqrt\{([^{}]*)\}", r"sqrt(\1)", text)
     text = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1) / (\2)", text)
     return "  " + re.sub(r"\\(mathbb\{E\}|[a-zA-Z]+)", lambda match: _SYMBOLS.get(match[1], match[0]), text)
+
+
+# --- list ------------------------------------------------------------------------------------------------------------
+
+KINDS = {
+    "initializers": ("initializer", "what it does"),
+    "selectors": ("selector", "which sites"),
+    "adapters": ("adapter", "what it does"),
+    "layers": ("layer", "class"),
+    "roles": ("role", "of whose rules"),
+    "schemes": ("scheme", "what it is"),
+    "checks": ("check", "what it finds"),
+    "nonlinearities": ("nonlinearity", "gain"),
+}
+"""The kinds of names, with the heads of their table."""
+
+
+@command(
+    "list", option("kind", nargs="?", choices=[*KINDS], default="initializers", help="default: initializers"), "--json"
+)
+def run_list(arguments: Namespace) -> None:
+    """Print each name with what it means in a line."""
+    meanings = _meanings(arguments.kind)
+    frame.show(arguments, format_table(KINDS[arguments.kind], [*meanings.items()]), meanings)
+
+
+def _meanings(kind: str) -> Mapping[str, str]:
+    match kind:
+        case "layers":
+            return _layers()
+        case "roles":
+            return known_roles()
+        case "schemes":
+            return schemes()
+        case "checks":
+            return {f"{code} {check.name}": check.summary for code, check in _checks().items()}
+        case "nonlinearities":
+            return {name: f"{gain(name):.6g}" for name in nonlinearities()}
+    return _summaries(_CLASSES[kind])
+
+
+def _summaries(registry: ClassRegistry) -> dict[str, str]:
+    texts = {name: describe(name, registry.get(name)).text for name in registry}
+    # A plug-in is named with its package, and not imported: that would run code only to list it.
+    offers = {point.name: described(point) for point in registry.plugins()}
+    return offers | {name: " ".join(text[0].split()) if text else "" for name, text in texts.items()}
+
+
+def _layers() -> dict[str, str]:
+    """The layers whose axes are known, those of torch.nn one by one; a subclass is known with its base."""
+    known = set(known_layers())
+    rows = {name.rpartition(".")[2]: name for name in known}
+    for name, layer in vars(nn).items():
+        if isinstance(layer, type) and known & {f"{base.__module__}.{base.__qualname__}" for base in layer.__mro__}:
+            rows[name] = f"torch.nn.{name}"
+    return {name: rows[name] for name in sorted(rows) if not name.startswith("_")}
+
+
+# --- roles -----------------------------------------------------------------------------------------------------------
+
+_COLUMNS = (Column("role"), Column("why", "range", spare=1))
+
+
+@command(
+    "roles MODEL --json --all",
+    option("--unsure", action="store_true", help="only those whose role nobody knows"),
+)
+def run_roles(arguments: Namespace) -> None:
+    """Print the roles of the parameters, a line for those of like blocks, and how many are not known."""
+    every = {name: role for name, role in roles(models.model_of(arguments, "meta")).items() if role.name != "buffer"}
+    found = {name: role for name, role in every.items() if not (arguments.unsure and role.sure)}
+    rows = (Row(name, (role.name, role.why)) for name, role in found.items())
+    groups = fold(rows, _COLUMNS, among=every, full=arguments.all)
+    unsure = sum(not role.sure for role in found.values())
+    last = f"{count(len(found), 'parameter')}{f': {unsure} unsure' if unsure else ''}"
+    table = Table("tensor", _COLUMNS, groups, foot=(last,), tree=not arguments.all)
+    frame.show(arguments, table, {name: role._asdict() for name, role in found.items()})
+
+
+# --- completion ------------------------------------------------------------------------------------------------------
+
+
+@command("completion", option("shell", choices=("bash", "zsh", "fish"), help="the shell that will read it"))
+def run_completion(arguments: Namespace) -> None:
+    """Print the code; it is made by shtab of the parser, so it knows what this version of torchinit takes."""
+    try:
+        import shtab
+    except ImportError:
+        raise MissingExtraError("shell completion", "cli") from None
+    parser = arguments.full_parser()
+    for action in _actions(parser):
+        if action.nargs != 0 and not action.choices:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's own attribute
+    print(shtab.complete(parser, arguments.shell))
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Every argument of a parser, and of those below it."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _actions(below)
