@@ -181,7 +181,6 @@ def test_frozen_parts_are_left_out_backwards() -> None:
     assert abs(measured.chains[0].gradient) < 2
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_a_part_that_runs_in_inference_mode_is_measured() -> None:
     frozen, head = nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 4)
 
@@ -201,6 +200,7 @@ def test_a_part_that_runs_in_inference_mode_is_measured() -> None:
     assert names["head"] == pytest.approx(float(head(frozen(batch)).detach().square().mean().sqrt()))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_autocast_and_compiled_modules() -> None:
     model, x = mlp(0, depth=3), torch.randn(16, 64)
     plain = one(model, x)
