@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar, dataclass_transform, final, get_args
 
@@ -172,8 +173,9 @@ def register(cls: type[_Adapter]) -> type[_Adapter]:
     more: Callable[[Adapter], None] | None = getattr(cls, "__post_init__", None)
 
     def check(adapter: Adapter) -> None:
-        for name, hint in argument_types(type(adapter)).items():
-            _check_argument(adapter, name, hint)
+        for name, (kind, parts, may_be_none) in _kinds(type(adapter)).items():
+            if not may_be_none or getattr(adapter, name) is not None:
+                _check_argument(adapter, name, kind, parts)
         if more:
             more(adapter)
 
@@ -190,24 +192,33 @@ _SIGNED: Final = frozenset({"drop", "scale", "scaling", "snr"})
 _ITEMS: Final[Mapping[object, str]] = {str: "names", int: "whole numbers", Adapter: "adapters"}
 
 
-def _check_argument(adapter: Adapter, name: str, hint: Any) -> None:
-    """Check an argument by its type, if that is one alone or None, and make a tuple of a list."""
-    value, kinds = getattr(adapter, name), alternatives(hint)
-    kind, *others = (kind for kind in kinds if kind is not NoneType)
-    if others or (value is None and NoneType in kinds):
-        return
+@cache
+def _kinds(cls: type) -> dict[str, tuple[Any, tuple[Any, ...], bool]]:
+    """The arguments that are of one kind, or None: the kind, the parts of its type, and whether None will do."""
+    kinds = {}
+    for name, hint in argument_types(cls).items():
+        kind, *others = (each for each in alternatives(hint) if each is not NoneType)
+        parts = get_args(kind)
+        if not others and (kind in (int, float) or parts[1:] == (...,) or isinstance(next(iter(parts), None), str)):
+            kinds[name] = kind, parts, NoneType in alternatives(hint)
+    return kinds
+
+
+def _check_argument(adapter: Adapter, name: str, kind: Any, parts: tuple[Any, ...]) -> None:
+    """Check an argument that must be of a kind; a list becomes a tuple."""
+    value = getattr(adapter, name)
     if name == "seed":
         Keyed(value)
-    elif kind is int and not is_integer(value, least := int(name in _COUNTS)):
-        raise ValueError(f"{name} must be a whole number from {least}, but got {value!r}")
+    elif kind is int:
+        if not is_integer(value, least := int(name in _COUNTS)):
+            raise ValueError(f"{name} must be a whole number from {least}, but got {value!r}")
     elif kind is float:
         check_number(name, value, least=-math.inf if name in _SIGNED else 0)
-    elif (parts := get_args(kind)) and parts[1:] == (...,):
-        item = parts[0]
-        if not isinstance(value, (list, tuple)) or not all(isinstance(each, item) for each in value):
-            raise TypeError(f"{name} must be a list of {_ITEMS[item]}, but got {value!r}")
+    elif parts[1:] == (...,):
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, parts[0]) for item in value):
+            raise TypeError(f"{name} must be a list of {_ITEMS[parts[0]]}, but got {value!r}")
         object.__setattr__(adapter, name, tuple(value))
-    elif parts and isinstance(parts[0], str):
+    else:
         check_choice(name, value, kind)
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from torchinit.checkpoints.adapters.base import Adapter, BySlices, DtypeOf, ReadPlan, register
+from torchinit.checkpoints.adapters.base import Adapter, DtypeOf, ReadPlan, register
 from torchinit.checkpoints.adapters.tensors import Size, along, listed, picked, upcast
 from torchinit.checkpoints.key_mapping import replace_parts
 from torchinit.model.shards import Box
@@ -168,7 +168,7 @@ NOT_FACTORS: Final = re.compile("scb|absmax|zero|zp", re.IGNORECASE)
 
 
 @register
-class Dequantize(BySlices):
+class Dequantize(Adapter):
     r"""Values in float8 or int8, multiplied by the scale that the file has beside them.
 
     .. math:: w_{ij} = q_{ij} \cdot s_{\lfloor i / b \rfloor \lfloor j / b \rfloor}
@@ -228,6 +228,10 @@ class Dequantize(BySlices):
                 how = f"blocks of {block}" if self.block else "equal parts: give block, the size of a block"
                 raise ValueError(f"{self} cannot spread a scale of {list(scale)} over {list(values)} in {how}")
         return steps
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        return self.read_plan(shapes, shape, Box.whole(shape), key).combine(tensors)
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         values, scale = shapes

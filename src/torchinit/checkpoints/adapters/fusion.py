@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchinit._text import did_you_mean
-from torchinit.checkpoints.adapters.base import Adapter, BySlices, Promise, ReadPlan, register
+from torchinit.checkpoints.adapters.base import Adapter, Promise, ReadPlan, register
 from torchinit.checkpoints.adapters.tensors import Size, check_same, listed, upcast
 from torchinit.checkpoints.key_mapping import find_parts, numbered, replace_parts
 from torchinit.model.shards import Box, inserted, replaced, without
@@ -121,7 +121,7 @@ class Split(Adapter):
 
 
 @register
-class Stack(BySlices):
+class Stack(Adapter):
     """Weights of the same shape, stacked along a new dimension ``axis``: the experts of a mixture.
 
     A key is the site's own with ``into`` replaced by ``parts``, whose ``*`` is 0, 1, ... to ``count``.
@@ -148,6 +148,9 @@ class Stack(BySlices):
             raise ValueError(f"{self} needs {wanted}, but got {listed(different[:2])}")
         return inserted(shapes[0], self.axis, len(shapes))
 
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        return torch.stack(tuple(tensors), self.axis)
+
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         start, size = without(box.start, self.axis), without(box.shape, self.axis)
         here = range(box.start[self.axis], box.start[self.axis] + box.shape[self.axis])
@@ -161,7 +164,7 @@ class Stack(BySlices):
 
 
 @register
-class Unstack(BySlices):
+class Unstack(Adapter):
     """One of a stack: the reverse of :class:`Stack`. The site's own key says which, at the ``*`` of ``parts``.
 
     >>> expert = Unstack("experts.w1", "experts.*.w1.weight")
@@ -185,6 +188,9 @@ class Unstack(BySlices):
         if len(stored) <= self.axis or stored[self.axis] <= number:
             raise ValueError(f"{self} needs more than {number} along dimension {self.axis}, but got {list(stored)}")
         return without(stored, self.axis)
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        return tensors[0].select(self.axis, numbered(key, self.parts)[0])
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         number, _ = numbered(key, self.parts)

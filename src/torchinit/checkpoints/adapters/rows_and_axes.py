@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchinit._text import did_you_mean
-from torchinit.checkpoints.adapters.base import Adapter, BySlices, Promise, ReadPlan, register
+from torchinit.checkpoints.adapters.base import Adapter, Promise, ReadPlan, register
 from torchinit.checkpoints.adapters.tensors import Size, check_same, normal, upcast
 from torchinit.model.shards import Box
 from torchinit.serialization.json import FrozenDict
@@ -34,7 +34,7 @@ class Drop(Adapter):
 
 
 @register
-class Transpose(BySlices):
+class Transpose(Adapter):
     """Dimension i of the site is dimension ``axes[i]`` of the file: GPT-2's ``Conv1D`` and a Linear, either way.
 
     ``(3, 2, 0, 1)`` makes the convolution of TensorFlow, (h, w, in, out), one of PyTorch; ``(0, 2, 1)``
@@ -54,6 +54,9 @@ class Transpose(BySlices):
         if len(shapes[0]) != len(self.axes):
             raise ValueError(f"{self} needs {len(self.axes)} dimensions, but got {list(shapes[0])}")
         return tuple(shapes[0][axis] for axis in self.axes)
+
+    def adapt(self, tensors: Sequence[Tensor], shape: Size, key: str) -> Tensor:
+        return tensors[0].permute(self.axes)
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
         places = [self.axes.index(axis) for axis in range(len(shape))]
