@@ -39,11 +39,8 @@ def checked_plan(
     # A bare dict is an entry of a recipe. Where it could be an init_cfg and MMEngine would write other values, the user
     # hears of it. To choose the dialect by the shape of the data was tried: an added default then changed the values.
     if is_like_init_cfg(recipe) and (others := read_otherwise(drafted, seed)):
-        hints.append(
-            f"{count(len(others), 'tensor')} would get other values from an init_cfg of these words:"
-            f" {abbreviate(others)}."
-            " If one is meant, call torchinit.mmengine.initialize"
-        )
+        differ = f"{count(len(others), 'tensor')} would get other values from an init_cfg of these words"
+        hints.append(f"{differ}: {abbreviate(others)}. If one is meant, call torchinit.mmengine.initialize")
     hints += [loss] if (loss := loss_of_loaded(drafted, held)) else []
     for text in (*hints, *drafted.left_alone, *(text for load in drafted.loads for text in load.warnings)):
         _log.warning("%s", text)
