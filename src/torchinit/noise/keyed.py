@@ -11,7 +11,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import accumulate
 from typing import ClassVar, Literal, final
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from torchinit.errors import RunError
 from torchinit.model.shards import Shard
+from torchinit.model.storage import overlaps
 from torchinit.model.valueless import refuse_fakes
 from torchinit.noise.base import Distribution, DrawRequest, Noise
 from torchinit.noise.distributions import Draw, DrawKind, resolve
@@ -184,10 +184,9 @@ def _check_place(shard: Shard) -> None:
 
 def _shares_memory(local: Tensor) -> bool:
     """Whether two elements lie in the same place, as those of an expanded tensor do."""
-    axes = sorted((stride, size) for stride, size in zip(local.stride(), local.shape, strict=True) if size > 1)
-    reaches = accumulate((stride * (size - 1) for stride, size in axes), initial=0)
-    if not local.numel() or all(stride > reach for (stride, _), reach in zip(axes, reaches, strict=False)):
+    if not local.numel() or not overlaps(local):
         return False
+    axes = [(stride, size) for stride, size in zip(local.stride(), local.shape, strict=True) if size > 1]
     if any(stride == 0 for stride, _ in axes):
         return True
     # Axes that reach into each other need not meet; only the places themselves can tell.
