@@ -1,4 +1,4 @@
-"""The checks, in files that name the hundreds of their codes: TI107 is in ``ti1_uninitialized``. Files are found."""
+"""The checks, in files that name the hundreds of their codes: TI107 is in ``ti1_uninitialized``. New ones are found."""
 
 from __future__ import annotations
 
