@@ -57,21 +57,21 @@ def calls(job: Callable[[], object]) -> int:
     return counted
 
 
-# What was counted once FSDP1 was imported, which is then looked for in each module, and a tenth more: who exceeds a
-# number has made the bookkeeping dearer. While each rule was asked of each tensor, and the model was walked three
-# times, the first seven were 281, 706, 455, 882, 479, 456 and 133.
+# What was counted once FSDP1 was imported, which is then looked for in each module, and 4 % more: who exceeds a number
+# has made the bookkeeping dearer. While each rule was asked of each tensor, and the model was walked three times, the
+# first seven were 281, 706, 455, 882, 479, 456 and 133.
 @pytest.mark.parametrize(
     ("job", "most"),
     [
-        pytest.param(lambda net: plan(net, BASE), 76, id="plan"),
-        pytest.param(lambda net: plan(net, FIFTY), 100, id="plan, 50 rules"),
-        pytest.param(lambda net: initialize(net, BASE, seed=0, stats=False), 106, id="initialize"),
-        pytest.param(lambda net: initialize(net, FIFTY, seed=0, stats=False), 131, id="initialize, 50 rules"),
-        pytest.param(lambda net: initialize(net, BASE, seed=0), 110, id="with statistics"),
-        pytest.param(lambda net: initialize(net, BASE, seed=0).records, 128, id="with statistics, which are read"),
-        pytest.param(lambda net: initialize(net, BASE, stats=False), 147, id="unseeded"),
-        pytest.param(fingerprint, 52, id="fingerprint"),
-        pytest.param(lint, 406, id="lint"),
+        pytest.param(lambda net: plan(net, BASE), 75, id="plan"),
+        pytest.param(lambda net: plan(net, FIFTY), 97, id="plan, 50 rules"),
+        pytest.param(lambda net: initialize(net, BASE, seed=0, stats=False), 98, id="initialize"),
+        pytest.param(lambda net: initialize(net, FIFTY, seed=0, stats=False), 122, id="initialize, 50 rules"),
+        pytest.param(lambda net: initialize(net, BASE, seed=0), 102, id="with statistics"),
+        pytest.param(lambda net: initialize(net, BASE, seed=0).records, 121, id="with statistics, which are read"),
+        pytest.param(lambda net: initialize(net, BASE, stats=False), 139, id="unseeded"),
+        pytest.param(fingerprint, 48, id="fingerprint"),
+        pytest.param(lint, 388, id="lint"),
     ],
 )
 def test_calls_a_tensor(job: Callable[[nn.Module], object], most: int) -> None:

@@ -75,6 +75,14 @@ def test_which_are_simple() -> None:
     assert len(simple.drafts) == 13
 
 
+def test_drafts_are_the_steps_in_their_order() -> None:
+    planned = plan(model(), [Rule("**", Normal()), Rule(Leaf("bias"), Constant(1.0)), Rule("2.*", Constant(2.0))])
+    drafted = [(draft.site, draft.fill, draft.rule) for draft in planned.drafts]
+    assert any(step.over for step in planned.steps)
+    assert drafted == [(step.site, step.fill, step.rule) for step in planned.steps]
+    assert planned.drafts is planned.steps
+
+
 @pytest.mark.parametrize("init", [lambda t: t.fill_(net_sum(t)), nn.init.eye_])
 def test_none_is_beside_code_that_may_look_at_others(init: object) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))

@@ -110,8 +110,9 @@ def _is_list_of_blocks(module: nn.Module, least: int = 2) -> bool:
     """Whether the children are blocks, or stages of such; a Sequential of one is a wrapper, if ``least`` says so."""
     if not _is_list(module) or len(module._modules) < (least if isinstance(module, nn.Sequential) else 1):
         return False
-    children = _children(module)
-    if not children or not all(child._modules for child in children):
+    if not all(child is None or child._modules for child in module._modules.values()):
+        return False
+    if not (children := _children(module)):
         return False
     kinds = {bare_class(child): child for child in children}
     if not all(_has_matrices(child, 2) for child in kinds.values()):

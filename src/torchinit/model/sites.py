@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import chain
+from itertools import chain, groupby
+from operator import attrgetter
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from torchinit.model.layouts import (
 from torchinit.model.parametrizations import bare_class
 from torchinit.model.states import DS_SHAPE, EMPTY, REGISTER_NONE, WAYS_OUT, WHY, State, missing_from, state_of
 from torchinit.model.storage import entangled
-from torchinit.model.traversal import HeldTensor, Kind, ModulePath, walk_tensors
+from torchinit.model.traversal import HeldTensor, Kind, walk_tensors
 
 Convention: TypeAlias = Literal["torch", "true"]
 
@@ -268,41 +269,39 @@ def known_sites(
     keys = {entry.key for entry in every}
     has_aliases = len(keys) < len(every)
     turns: dict[tuple[int, str], int] = {}
-    last: tuple[ModulePath, str] | None = None
-    for position, (name, place, leaf, tensor, kind, computed, _, flat) in enumerate(every):
-        path = name[: -1 - len(leaf)]
-        if last is None or place is not last[0] or path != last[1]:
-            last = place, path
-            _, module, block, turn, hooks, tower = place
-            cls, temporary = type(module), module._non_persistent_buffers_set
-            describers, follower = functions(cls), followers.get(path)
-            is_plain, is_told = "parametrizations" not in module._modules, BY_SHAPE.issuperset(describers)
-            of_module = numbers[cls, hooks, follower]
-        if has_aliases:  # two names that a module has for one child are one turn
-            position = turns.setdefault((turn, leaf), len(turns))  # noqa: PLW2901
-        slot = None if is_told and leaf not in EXPERTS else _slot(tensor, describers, module, leaf)
-        of_kind: tuple[object, ...] = ()
-        if (
-            is_plain
-            and type(tensor) in _ORDINARY
-            and computed is None
-            and tensor.layout is torch.strided
-            and tensor.is_contiguous()
-            and not (flat or tensor.is_inference() or getattr(tensor, "tensor_model_parallel", False))
-        ):
-            told = slot and (slot.kind, id(slot.layout), slot.zero_row)
-            of_kind = leaf, tensor.shape, tensor.dtype, tensor.requires_grad, kind, told, leaf in temporary
-        number = of_module.get(of_kind)
-        if number is None:
-            number = len(first)
-            slot = slot or _slot(tensor, describers, module, leaf)
-            first.append(complete(_site(every[len(kinds)], position, slot, follower)))
-            rows.append([])
-            if of_kind and 0 not in tensor.shape:
-                of_module[of_kind] = number
-        else:
-            rows[number].append((name, path, block, tower, position))
-        kinds.append(number)
+    for (_, module, block, turn, hooks, tower), held in groupby(every, attrgetter("place")):
+        cls: Any = type(module)
+        describers, temporary, of_module = functions(cls), module._non_persistent_buffers_set, numbers[cls, hooks]
+        is_plain, is_told = "parametrizations" not in module._modules, BY_SHAPE.issuperset(describers)
+        for entry in held:
+            name, _, leaf, tensor, kind, computed, _, flat = entry
+            # Two names that a module has for one child are one turn.
+            position = turns.setdefault((turn, leaf), len(turns)) if has_aliases else len(kinds)
+            path = name[: -1 - len(leaf)]
+            follower = followers.get(path)
+            slot = None if is_told and leaf not in EXPERTS else _slot(entry, describers)
+            alike: tuple[object, ...] = ()
+            if (
+                is_plain
+                and type(tensor) in _ORDINARY
+                and computed is None
+                and tensor.layout is torch.strided
+                and tensor.is_contiguous()
+                and not (flat or tensor.is_inference() or getattr(tensor, "tensor_model_parallel", False))
+            ):
+                told = slot and (slot.kind, id(slot.layout), slot.zero_row)
+                seen = tensor.shape, tensor.dtype, tensor.requires_grad
+                alike = leaf, seen, kind, follower, told, leaf in temporary
+            number = of_module.get(alike)
+            if number is None:
+                number = len(first)
+                first.append(complete(_site(entry, position, slot or _slot(entry, describers), follower)))
+                rows.append([])
+                if alike and 0 not in tensor.shape:
+                    of_module[alike] = number
+            else:
+                rows[number].append((name, path, block, tower, position))
+            kinds.append(number)
     like = [chain((site,), _stamped(site, those)) for site, those in zip(first, rows, strict=True)]
     views = [next(like[number]) for number in kinds]
     # A key that is a number says that nothing else lies in the tensor's memory.
@@ -339,8 +338,8 @@ _ORDINARY: Final = frozenset((Tensor, nn.Parameter))
 _stamped: Final = stamper(Site, "name", "owner_name", "block", "tower", "position")
 
 
-def _slot(tensor: Tensor, describers: Sequence[Describe], module: nn.Module, leaf: str) -> Slot:
-    return Slot("other") if is_lazy(tensor) else described_by(describers, module, leaf)
+def _slot(entry: HeldTensor, describers: Sequence[Describe]) -> Slot:
+    return Slot("other") if is_lazy(entry.tensor) else described_by(describers, entry.place.module, entry.leaf)
 
 
 def _site(entry: HeldTensor, position: int, slot: Slot, follower: str | None) -> Site:

@@ -150,8 +150,8 @@ def walk_tensors(model: nn.Module, places: Sequence[ModulePath] | None = None) -
                 key, is_flat = tuple(map(identity, each.sources)), id(each.value) in flat
                 name = prefix + each.leaf
                 entries.append(HeldTensor(name, place, each.leaf, each.value, "parameter", each, key, is_flat))
-        for kind, tensors in (("parameter", own), ("buffer", buffers)):
-            for leaf, tensor in tensors.items() if tensors else ():
+        for kind, tensors in (("parameter", own), ("buffer", buffers)) if buffers else (("parameter", own),):
+            for leaf, tensor in tensors.items():
                 if tensor is not None and leaf not in hidden:
                     number = id(tensor)
                     known = (prefix + leaf, place, leaf, tensor, kind, None, number, number in flat)

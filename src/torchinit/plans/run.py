@@ -90,13 +90,8 @@ def run(
     watched = keying or progress or run_observers()
     whole = shards.tensors if isinstance(shards, HeldShards) and not watched else {}
     simple, others = SimpleSteps.among(() if noise.is_stateful else plan.drafts, whole, noise)
-    rest = (
-        plan.writes
-        if noise.is_stateful
-        else [step for step in plan.steps if step.site.name in others]
-        if others
-        else ()
-    )
+    steps = plan.writes if noise.is_stateful else plan.steps if others else ()
+    rest = [step for step in steps if noise.is_stateful or step.site.name in others]
     here = {name: _parts(shards[name]) for name in [step.site.name for step in rest] if name in shards}
     _check(rest, here, noise, agree)
     here |= _named(rest, here, keying) if keying else {}
