@@ -67,12 +67,16 @@ class _Word:
         self.part.copy_(torch.tensor(list(number.to_bytes(len(self.part), "little")), dtype=torch.uint8))
 
 
+_made: Final = tuple.__new__
+
+
 class _Ends(NamedTuple):
-    """The first and the last bytes of memory, and the stamp that is put there."""
+    """The first and the last bytes of memory, the stamp that is put there, the bytes of an element in them."""
 
     head: Any
     tail: Any
     stamp: tuple[int, int]
+    unit: int
 
     @property
     def values(self) -> tuple[int, int]:
@@ -83,8 +87,16 @@ class _Ends(NamedTuple):
 
     def put_back(self, before: tuple[int, int]) -> None:
         """Replace what is left of the stamp by what was there before; a part may be all that has been written."""
-        head, tail = self.values
-        self.put((before[0] if head == self.stamp[0] else head, before[1] if tail == self.stamp[1] else tail))
+        ends = zip(self.values, self.stamp, before, strict=True)
+        self.head.value, self.tail.value = (self._merged(*end) for end in ends)
+
+    def _merged(self, now: int, stamp: int, before: int) -> int:
+        """An end with its own elements in the place of those that still hold the stamp."""
+        for shift in range(0, 64, 8 * self.unit):
+            mask = (1 << 8 * self.unit) - 1 << shift
+            if stamp & mask and not (now ^ stamp) & mask:
+                now = now & ~mask | before & mask
+        return now
 
 
 def _ends_of(tensor: Tensor) -> _Ends | None:
@@ -97,12 +109,13 @@ def _ends_of(tensor: Tensor) -> _Ends | None:
     if not number or not start:
         return None
     size = 8 if number >= 16 else 4 if number >= 8 else 2 if number >= 4 else 1
-    stamp = _STAMPS[size if number > 1 else 0]
+    stamp, unit = _STAMPS[size if number > 1 else 0], min(memory.itemsize, size)
     if memory.is_cpu:
         word = _WORDS[size]
-        return _Ends(word.from_address(start), word.from_address(start + number - size), stamp)
+        ends = word.from_address(start), word.from_address(start + number - size)
+        return _made(_Ends, (*ends, stamp, unit))
     flat = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-    return _Ends(_Word(flat[:size]), _Word(flat[number - size :]), stamp)
+    return _Ends(_Word(flat[:size]), _Word(flat[number - size :]), stamp, unit)
 
 
 class _Blank(NamedTuple):
@@ -133,10 +146,11 @@ class _Watch:
         """Stamp memory that holds nothing."""
         ends = _ends_of(tensor) if type(tensor) is Tensor else None
         if ends is not None:
-            key, before = tensor.untyped_storage()._cdata, ends.values
+            before = ends.head.value, ends.tail.value
+            key = tensor.untyped_storage()._cdata
             if before != ends.stamp or key not in self.before:  # else by the part of an operation that is one, too
                 self.before[key] = before
-                ends.put(ends.stamp)
+                ends.head.value, ends.tail.value = ends.stamp
 
     def carry_out(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], call: Callable[..., Any] | None = None
@@ -167,7 +181,7 @@ class _Watch:
         return _KNOWN[tensor].before if is_unfilled(tensor) else None
 
     def remember(self, module: nn.Module) -> None:
-        """Keep in mind which tensors of a module nobody has filled, and give those that were in part their ends back."""
+        """Keep in mind which tensors of a module nobody has filled; those that were in part get their ends back."""
         blank: dict[Tensor, tuple[int, int]] = {}
         for tensor in _tensors_of(module) if self.before else ():
             before = self.before.get(storage_of(tensor))
@@ -188,7 +202,9 @@ def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
     """The parameters and buffers of a module and of all below it; torch's own way takes ten times as long."""
     modules, seen = [module], {module}
     for each in modules:  # which grows
-        yield from (tensor for own in (each._parameters, each._buffers) for tensor in own.values() if tensor is not None)
+        yield from (
+            tensor for own in (each._parameters, each._buffers) for tensor in own.values() if tensor is not None
+        )
         children = [child for child in each._modules.values() if child is not None and child not in seen]
         modules += children
         seen.update(children)
@@ -204,10 +220,10 @@ _FAST: Final = {
 _COPYING: Final = frozenset({torch.ops.aten.clone.default, torch.ops.aten._to_copy.default})
 
 
-def _kernel(operation: torch._ops.OpOverload) -> Callable[..., Tensor]:
-    function = _FAST.get(operation)
+def _kernel(operation: torch._ops.OpOverload) -> Callable[..., Any]:
+    function: Any = _FAST.get(operation)
 
-    def kernel(keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Tensor:
+    def kernel(keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
         watch, depth = _WATCH.get(), torch._C._len_torch_dispatch_stack()
         if watch is None:
             return operation.redispatch(keys & _BELOW, *args, **kwargs)
