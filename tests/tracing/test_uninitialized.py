@@ -292,7 +292,7 @@ def test_a_mode_that_fills_inside_of_a_constructor_has_the_last_word() -> None:
             result = super().__torch_dispatch__(func, types, args, kwargs)
             return result.fill_(1) if func is torch.ops.aten.empty.memory_format else result
 
-    ones = One(lambda: within(Ones(), EMPTY["empty"]))
+    ones = One(lambda: within(Ones(), EMPTY["empty"]))  # type: ignore[no-untyped-call]
     assert not is_unfilled(ones.weight)
     assert ones.weight.unique().tolist() == [1.0]
 

@@ -224,6 +224,9 @@ def _kernel(operation: torch._ops.OpOverload) -> Callable[..., Any]:
     function: Any = _FAST.get(operation)
 
     def kernel(keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], (float, complex, int)):  # of torch's own, which Python gets as a number
+            dtype = {float: torch.float64, complex: torch.complex128}.get(type(args[0]))
+            args = (torch.tensor(args[0], dtype=dtype, device="cpu"), *args[1:])
         watch, depth = _WATCH.get(), torch._C._len_torch_dispatch_stack()
         if watch is None:
             return operation.redispatch(keys & _BELOW, *args, **kwargs)
