@@ -305,7 +305,6 @@ INSIDE: dict[str, Callable[[], Tensor]] = {
     "given away as .data": lambda: in_part(lambda one: setattr(one, "data", torch.empty(4)), torch.ones(4)),
     "moved to shared memory": lambda: torch.empty(4).share_memory_(),
     "by to_empty of a layer": lambda: nn.Linear(2, 2, device="meta").to_empty(device="cpu").weight.data,
-    "through NumPy": lambda: torch.from_numpy(torch.empty(4).numpy()),
     "a part of a whole": lambda: torch.empty(100)[10:20],
 }
 
