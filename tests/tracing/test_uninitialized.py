@@ -329,6 +329,14 @@ def test_memory_that_is_filled_in_part_holds_what_it_held(numel: int, region: sl
     assert (module.weight[region] == 0).all()
 
 
+def test_a_part_that_is_written_while_the_ends_of_its_memory_are_not() -> None:
+    def part() -> Tensor:
+        return torch.empty(100)[10:20].fill_(3)
+
+    assert not is_unfilled(One(part).weight)
+    assert is_unfilled(One(lambda: torch.empty(100)[10:20]).weight)
+
+
 def test_copies_of_unfilled_memory_hold_what_it_held() -> None:
     torch.use_deterministic_algorithms(True)
     try:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes, _pop_mode, _pus
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torchinit.model.sandbox import ALLOCATING, OperationMode
+from torchinit.model.storage import extent
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.tracing.locks import Snapshot, snapshot
 from torchinit.tracing.regions import memory_of, storage_of
@@ -189,13 +190,21 @@ class _Watch:
             if before is None or ends is None:
                 continue
             if ends.values == ends.stamp:
-                blank[tensor] = before
+                if not (tensor._version and _is_between(tensor)):
+                    blank[tensor] = before
             else:
                 ends.put_back(before)
         # Without whatever would take what is looked at here for the user's.
         with _disable_current_modes(), torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
             for tensor, before in blank.items():
                 _KNOWN[tensor] = _Blank(snapshot(tensor), before)
+
+
+def _is_between(tensor: Tensor) -> bool:
+    """Whether a tensor reaches neither end of its memory, so that these do not tell whether it has been written."""
+    memory = memory_of(tensor)
+    first, end = (0, 0) if memory is None else extent(memory)
+    return memory is not None and first > 0 and end < memory.untyped_storage().nbytes()
 
 
 def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
