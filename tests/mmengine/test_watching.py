@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,32 @@ def test_what_a_recipe_writes_that_code_runs_is_recorded(seed: int | None) -> No
     assert report["a.fc.weight"].over == ("ConstantInit: val=3, bias=0",)
     assert report["a.fc.bias"].rule == "ConstantInit: val=3, bias=0"
     assert report.untouched == ()
+
+
+def test_the_collector_is_on_while_other_peoples_code_runs() -> None:
+    """And off around it, where many objects are made that all stay."""
+    seen: dict[str, bool] = {}
+
+    class Inner(BaseModule):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def init_weights(self, **_: Any) -> Any:
+            seen[self.name] = gc.isenabled()
+
+    class Foreign(nn.Module):
+        def init_weights(self) -> None:
+            seen["foreign"] = gc.isenabled()
+
+    assert gc.isenabled()
+    Sequential(Inner("first"), Foreign(), Sequential(Inner("nested"))).init_weights()
+    assert seen == {"first": True, "foreign": True, "nested": True}
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        Sequential(Inner("first"), Foreign()).init_weights()
+        assert seen == {"first": False, "foreign": False, "nested": True}
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

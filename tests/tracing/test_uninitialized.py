@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchinit.mmengine import BaseModule
 from torchinit.tracing import is_unfilled, unfilled
-from torchinit.tracing.uninitialized import looks_unfilled
+from torchinit.tracing.uninitialized import _Word, looks_unfilled, unstamp
 
 
 class One(BaseModule):
@@ -234,6 +235,145 @@ def test_draws_are_what_they_are_without_a_watch() -> None:
             models.append(kind())
         assert torch.equal(models[0].weight, models[1].weight)
         assert torch.equal(models[0].scratch, models[1].scratch)
+
+
+class Passing(TorchDispatchMode):
+    """Somebody else's mode, which lets all through."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def within(mode: Any, make: Callable[[], Tensor]) -> Tensor:
+    with mode:
+        return make()
+
+
+def scripted(tensor: Tensor) -> Tensor:
+    return torch.empty([4, 4]) if tensor.dim() else tensor
+
+
+def in_part(write: Callable[[Tensor], object], tensor: Tensor) -> Tensor:
+    write(tensor)
+    return tensor
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("mode", [Passing, lambda: torch.device("cpu"), torch.no_grad])
+def test_memory_that_is_handed_out_within_a_mode_inside_of_a_constructor(name: str, mode: Callable[[], Any]) -> None:
+    module = One(lambda: within(mode(), EMPTY[name]))
+    assert is_unfilled(module.weight)
+    assert torch._C._len_torch_dispatch_stack() == 0
+
+
+def test_two_modes_inside_of_a_constructor_come_back_in_their_order() -> None:
+    order: list[str] = []
+
+    class Noting(Passing):
+        def __init__(self, name: str) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.name = name
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            order.append(self.name)
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def make() -> Tensor:
+        with Noting("outer"), Noting("inner"):
+            return torch.empty(3)
+
+    assert is_unfilled(One(make).weight)
+    assert order == ["inner", "outer"]
+
+
+def test_a_mode_that_fills_inside_of_a_constructor_has_the_last_word() -> None:
+    class Ones(Passing):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = super().__torch_dispatch__(func, types, args, kwargs)
+            return result.fill_(1) if func is torch.ops.aten.empty.memory_format else result
+
+    ones = One(lambda: within(Ones(), EMPTY["empty"]))  # type: ignore[no-untyped-call]
+    assert not is_unfilled(ones.weight)
+    assert ones.weight.unique().tolist() == [1.0]
+
+
+INSIDE: dict[str, Callable[[], Tensor]] = {
+    "by TorchScript": lambda: torch.jit.script(scripted)(torch.ones(1)),
+    "a copy by an operation": lambda: torch.empty(4).copy_(torch.empty(4)),
+    "a copy turned round": lambda: torch.empty(3, 4).t().contiguous(),
+    "a copy of another dtype, twice": lambda: torch.empty(4).double().half(),
+    "given away as .data": lambda: in_part(lambda one: setattr(one, "data", torch.empty(4)), torch.ones(4)),
+    "moved to shared memory": lambda: torch.empty(4).share_memory_(),
+    "by to_empty of a layer": lambda: nn.Linear(2, 2, device="meta").to_empty(device="cpu").weight.data,
+    "a part of a whole": lambda: torch.empty(100)[10:20],
+}
+
+
+@pytest.mark.parametrize("make", INSIDE.values(), ids=INSIDE)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_ways_through_torchs_own_code(make: Callable[[], Tensor]) -> None:
+    assert is_unfilled(One(make).weight)
+
+
+@pytest.mark.parametrize("region", [slice(1, None), slice(0, -1)])
+@pytest.mark.parametrize("numel", [2, 3, 5, 100])
+def test_memory_that_is_filled_in_part_holds_what_it_held(numel: int, region: slice) -> None:
+    """Of the stamp nothing is left: in memory that was full of NaN, NaN is."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        module = One(lambda: in_part(lambda one: one.data[region].zero_(), torch.empty(numel)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not is_unfilled(module.weight)
+    assert module.weight.isnan().sum() == 1
+    assert (module.weight[region] == 0).all()
+
+
+def test_a_part_that_is_written_while_the_ends_of_its_memory_are_not() -> None:
+    def part() -> Tensor:
+        return torch.empty(100)[10:20].fill_(3)
+
+    assert not is_unfilled(One(part).weight)
+    assert is_unfilled(One(lambda: torch.empty(100)[10:20]).weight)
+
+
+def test_copies_of_unfilled_memory_hold_what_it_held() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        module = One(lambda: torch.empty(5).double())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    unstamp([module.weight])
+    assert module.weight.isnan().all()
+    assert is_unfilled(module.weight)
+
+
+def test_other_threads_are_not_watched_and_not_disturbed() -> None:
+    found: list[Tensor] = []
+
+    class Threaded(BaseModule):
+        def __init__(self) -> None:
+            super().__init__()
+            thread = threading.Thread(target=lambda: found.append(torch.empty(3)))
+            thread.start()
+            thread.join()
+            self.weight = nn.Parameter(torch.empty(3))
+
+    assert is_unfilled(Threaded().weight)
+    assert not is_unfilled(found[0])
+
+
+def test_an_error_of_an_allocation_is_torchs_own() -> None:
+    with pytest.raises(RuntimeError, match="negative dimension"):
+        One(lambda: torch.empty(-1))
+    assert is_unfilled(One(lambda: torch.empty(3)).weight)
+
+
+def test_the_ends_of_memory_on_another_device_are_read_and_written_by_torch() -> None:
+    flat = torch.zeros(16, dtype=torch.uint8)
+    word = _Word(flat[:8])
+    word.value = 0x0102030405060708
+    assert (word.value, flat.tolist()[:9]) == (0x0102030405060708, [8, 7, 6, 5, 4, 3, 2, 1, 0])
 
 
 def test_other_peoples_modes_are_left_alone() -> None:
