@@ -261,7 +261,9 @@ def initialize(
         report = initialize_together(root, ready, write, noise, options) or write(ready())
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
         planned = [draft.site for draft in plans[-1].drafts]
-        written = frozenset(name for site in planned for name in (site.name, *(alias.name for alias in site.aliases)))
+        written = frozenset([site.name for site in planned]).union(
+            alias.name for site in planned for alias in site.aliases
+        )
         origin = fingerprint and origin_of("initialize", plans[-1], noise, recipe, **facts)
         return _finished(report, root, unfilled_among(held, written), origin)
 

@@ -30,7 +30,7 @@ StepNotes: TypeAlias = tuple[str, ...] | None
 """The notes of a step, where they are known."""
 
 
-class Write(NamedTuple):
+class Draft(NamedTuple):
     """A step in the making, with the module's view of the site that the rule matched."""
 
     view: Site
@@ -45,7 +45,7 @@ class Write(NamedTuple):
         return Step(self.site, self.fill, self.rule, (), self.turn)
 
 
-def unlocked(writes: Sequence[list[Write]]) -> Iterator[str]:
+def unlocked(writes: Sequence[list[Draft]]) -> Iterator[str]:
     """The sites that one rule loads from a checkpoint and another one writes after it, a text for each two rules."""
     # By rules, not by sites: the way out is an edit of the recipe, and a backbone has hundreds of sites.
     overwritten: dict[tuple[str, ...], tuple[Rule, list[str]]] = {}
@@ -72,7 +72,7 @@ def unlocked(writes: Sequence[list[Write]]) -> Iterator[str]:
         yield "\n    ".join(lines)
 
 
-def disagreement(writes: list[Write]) -> str | None:
+def disagreement(writes: list[Draft]) -> str | None:
     """A tied tensor that gets different values through the different modules that hold it."""
     # Only the last fill through each module counts: one module's rules may beat each other. The fills are compared as
     # numbers, so two formulas that come out the same agree.

@@ -22,7 +22,7 @@ from torchinit.initializers.source import Resolution, is_verbatim, looks_at, res
 from torchinit.initializers.variance_scaling import asks_for_neutral
 from torchinit.knowledge.neutral import looks_like_norm
 from torchinit.model.sites import KnownSites, Site
-from torchinit.plans.notes import Notes, StepNotes, Write, collisions, disagreement, guessed, unlocked
+from torchinit.plans.notes import Draft, Notes, StepNotes, collisions, disagreement, guessed, unlocked
 from torchinit.plans.plan import FROZEN, Plan, Reach, Skipped, Step
 from torchinit.rules.matching import FACTS, Matcher, explain_unmatched, is_ours, roles_asked
 from torchinit.rules.rule import Rule
@@ -93,11 +93,11 @@ class _Planner:
     skipped: dict[str, Skipped]
     problems: list[str]
     notes: Notes | None
-    writes: dict[str, Write] = field(default_factory=dict)  # the last one of each site
-    beaten: dict[str, list[Write]] = field(default_factory=dict)  # those before it
+    writes: dict[str, Draft] = field(default_factory=dict)  # the last one of each site
+    beaten: dict[str, list[Draft]] = field(default_factory=dict)  # those before it
     declined: dict[str, Skipped] = field(default_factory=dict)
     loads: list[Resolution] = field(default_factory=list)
-    drafts: Sequence[Write] = ()  # the last ones in their order
+    drafts: Sequence[Draft] = ()  # the last ones in their order
     turn: int = 0
     views: _Views = field(default_factory=list)
     kinds: Sequence[int] = ()  # of each view
@@ -240,7 +240,7 @@ class _Planner:
             name = site.name
             if name in writes:
                 self.beaten.setdefault(name, []).append(writes[name])
-            writes[name] = _made(Write, (view, site, fill, rule, turn, kind, notes))
+            writes[name] = _made(Draft, (view, site, fill, rule, turn, kind, notes))
             turn += 1
         self.turn = turn
         return why
