@@ -93,6 +93,8 @@ class _Ends(NamedTuple):
 
     def _merged(self, now: int, stamp: int, before: int) -> int:
         """An end with its own elements in the place of those that still hold the stamp."""
+        if now == stamp:  # elements that are zero in it, too
+            return before
         for shift in range(0, 64, 8 * self.unit):
             mask = (1 << 8 * self.unit) - 1 << shift
             if stamp & mask and not (now ^ stamp) & mask:
