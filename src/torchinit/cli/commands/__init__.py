@@ -19,8 +19,8 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "cache": ("cache", "list, verify or remove what was fetched"),
     "diff": ("diff", "compare two recipes, plans, reports, fingerprints or weight files"),
     "fingerprint": ("diff", "print a digest of each tensor of a model or a weight file"),
-    "grow": ("grow", "make a model of another depth or width out of a checkpoint, and prove what is promised"),
-    "transfer": ("grow", "print how start, multipliers and learning rates of a model follow from those of its base"),
+    "grow": ("sizes", "make a model of another depth or width out of a checkpoint, and prove what is promised"),
+    "transfer": ("sizes", "print how start, multipliers and learning rates of a model follow from those of its base"),
     "roles": ("explain", "print what each parameter of a model is for, and why"),
     "list": ("explain", "list initializers, selectors, adapters, layers, roles, schemes, checks or nonlinearities"),
     "explain": (

@@ -1,4 +1,4 @@
-"""Grow: a model of another size made out of one that there is: of its weights, or by its hyperparameters."""
+"""Sizes: a model of another size made out of one that there is: of its weights, or by its hyperparameters."""
 
 from __future__ import annotations
 
