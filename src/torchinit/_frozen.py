@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, fields, replace
 from functools import cache, update_wrapper
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from torch.compiler import is_dynamo_compiling
 
 _Class = TypeVar("_Class", bound=type[Any])
 _Instance = TypeVar("_Instance")
+
+made: Final = tuple.__new__
+"""Makes a named tuple, of the class and all fields, in half of the time that the class takes."""
 
 
 def quickly_made(cls: _Class) -> _Class:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from torchinit._collector import collector_paused
+from torchinit._frozen import made
 from torchinit.model.blocks import Place, find_stacks
 from torchinit.model.names import WRAPPERS, is_bare, normalize
 from torchinit.model.parametrizations import Parametrized, parametrized
@@ -19,7 +20,6 @@ from torchinit.model.valueless import refuse_transforms
 
 Kind: TypeAlias = Literal["parameter", "buffer"]
 
-_made: Final = tuple.__new__
 """Makes a named tuple in half of the time that its class takes; a model has thousands of them."""
 
 
@@ -62,11 +62,11 @@ def walk_modules(model: nn.Module) -> list[ModulePath]:
             if child._modules or has_load_hooks(child):
                 end = walk(child, prefix + key, inside, start, hooks, tower_inside)
             else:  # most modules are layers, and have nothing to go through
-                visited.append(_made(ModulePath, (prefix + key, child, inside, start, hooks, tower_inside)))
+                visited.append(made(ModulePath, (prefix + key, child, inside, start, hooks, tower_inside)))
                 end = start + 1
             if again is None:
                 turn = end
-        visited.append(_made(ModulePath, (name, module, block, turn, hooks, tower)))
+        visited.append(made(ModulePath, (name, module, block, turn, hooks, tower)))
         return turn + 1
 
     walk(model, "", None, 0, "", None)
@@ -155,7 +155,7 @@ def walk_tensors(model: nn.Module, places: Sequence[ModulePath] | None = None) -
                 if tensor is not None and leaf not in hidden:
                     number = id(tensor)
                     known = (prefix + leaf, place, leaf, tensor, kind, None, number, number in flat)
-                    entries.append(_made(HeldTensor, known))
+                    entries.append(made(HeldTensor, known))
     if met := keys_of_met([entry.tensor for entry in entries if entry.computed_as is None]):
         entries = [entry._replace(key=met.get(entry.key, entry.key)) for entry in entries]  # type: ignore[call-overload]
     return entries if is_bare("\n".join([entry.name for entry in entries])) else _with_bare_names(entries)

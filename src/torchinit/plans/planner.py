@@ -13,6 +13,7 @@ import torch
 
 import torchinit._limits as limits
 from torchinit._collector import collector_paused
+from torchinit._frozen import made
 from torchinit._text import count
 from torchinit.errors import FanError
 from torchinit.initializers.base import Fill
@@ -79,7 +80,6 @@ def make_plan(
 
 
 _aliases: Final = attrgetter("aliases")
-_made: Final = tuple.__new__  # half of the time that a named tuple's class takes
 
 
 @dataclass(slots=True)
@@ -240,7 +240,7 @@ class _Planner:
             name = site.name
             if name in writes:
                 self.beaten.setdefault(name, []).append(writes[name])
-            writes[name] = _made(Draft, (view, site, fill, rule, turn, kind, notes))
+            writes[name] = made(Draft, (view, site, fill, rule, turn, kind, notes))
             turn += 1
         self.turn = turn
         return why

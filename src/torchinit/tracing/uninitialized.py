@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes, _pop_mode, _push_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from torchinit._frozen import made
 from torchinit.model.sandbox import ALLOCATING, OperationMode
 from torchinit.model.storage import extent
 from torchinit.model.traversal import HeldTensor, walk_tensors
@@ -68,9 +69,6 @@ class _Word:
         self.part.copy_(torch.tensor(list(number.to_bytes(len(self.part), "little")), dtype=torch.uint8))
 
 
-_made: Final = tuple.__new__
-
-
 class _Ends(NamedTuple):
     """The first and the last bytes of memory, the stamp that is put there, the bytes of an element in them."""
 
@@ -116,7 +114,7 @@ def _ends_of(tensor: Tensor) -> _Ends | None:
     if memory.is_cpu:
         word = _WORDS[size]
         ends = word.from_address(start), word.from_address(start + number - size)
-        return _made(_Ends, (*ends, stamp, unit))
+        return made(_Ends, (*ends, stamp, unit))
     flat = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
     return _Ends(_Word(flat[:size]), _Word(flat[number - size :]), stamp, unit)
 
@@ -191,11 +189,10 @@ class _Watch:
             ends = None if before is None else _ends_of(tensor)
             if before is None or ends is None:
                 continue
-            if ends.values == ends.stamp:
-                if not (tensor._version and _is_between(tensor)):
-                    blank[tensor] = before
-            else:
+            if ends.values != ends.stamp:
                 ends.put_back(before)
+            elif not (tensor._version and _is_between(tensor)):
+                blank[tensor] = before
         # Without whatever would take what is looked at here for the user's.
         with _disable_current_modes(), torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
             for tensor, before in blank.items():
@@ -205,8 +202,10 @@ class _Watch:
 def _is_between(tensor: Tensor) -> bool:
     """Whether a tensor reaches neither end of its memory, so that these do not tell whether it has been written."""
     memory = memory_of(tensor)
-    first, end = (0, 0) if memory is None else extent(memory)
-    return memory is not None and first > 0 and end < memory.untyped_storage().nbytes()
+    if memory is None:
+        return False
+    first, end = extent(memory)
+    return first > 0 and end < memory.untyped_storage().nbytes()
 
 
 def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
