@@ -93,6 +93,13 @@ def test_bounds_are_those_that_the_dtype_holds() -> None:
     assert wide.low > -0.1
 
 
+@pytest.mark.parametrize(
+    "what", [("uniform", (0.0, 1.0)), ("truncated", (50.0, 1000.0, -0.0, 1.0)), ("integer", (0, 3))]
+)
+def test_a_bound_of_zero_is_not_negative(what: tuple[str, tuple[float, ...]]) -> None:
+    assert math.copysign(1, resolve(*what, torch.float32).low) == 1
+
+
 def test_bounds_without_a_number_between_them() -> None:
     draw = resolve("uniform", (0.1, 0.10005), torch.bfloat16)
     assert draw.low == draw.high == 0.099609375

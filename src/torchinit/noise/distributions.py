@@ -239,7 +239,7 @@ def _bounds(distribution: str, params: tuple[float, ...], dtype: torch.dtype) ->
     grid = torch.float32 if dtype == torch.float64 else dtype
     closed = distribution == "truncated" or low == high
     top = floor_to(high if closed else math.nextafter(high, -math.inf), grid)
-    return min(-floor_to(-low, grid), top), top
+    return min(0.0 - floor_to(-low, grid), top), top
 
 
 def binary32(value: float | Decimal) -> float:
