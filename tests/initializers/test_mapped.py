@@ -18,7 +18,7 @@ import torchinit
 from tests.initializers.test_elementwise import FLOATS, drawn
 from tests.stats import assert_distribution, assert_mean, assert_std
 from tests.strategies import label, part, slices
-from torchinit import Constant, Kaiming, Name, Normal, Orthogonal, PlanError, Rule, TruncNormal, Uniform
+from torchinit import Constant, Kaiming, Name, Normal, Orthogonal, PlanError, Rule, TruncNormal, Uniform, initialize
 from torchinit.initializers import (
     ICNR,
     Chrono,
@@ -243,6 +243,29 @@ class Declines:
 def test_initializers_that_decline() -> None:
     assert Mapped(Declines(), "exp").resolve(Site("w", (3,))) is None
     assert ICNR(Declines()).resolve(Site("w", (4, 1, 2, 2))) is None
+
+
+@pytest.mark.parametrize("std", [0.5, 1.0, 1.5])
+def test_moments_of_a_heavy_tail(std: float) -> None:
+    moments, oracle = MappedFill(Normal(0.0, std), "exp").moments(), stats.lognorm(std)
+    assert moments is not None
+    assert moments.mean == pytest.approx(oracle.mean(), rel=1e-6)
+    assert moments.std == pytest.approx(oracle.std(), rel=1e-3)
+    assert moments.kurtosis == pytest.approx(oracle.stats("k") + 3, rel=0.4)  # of draws, which end at 6.5
+
+
+@pytest.mark.parametrize("ends", [(-1.0, 2.0), (6.4, 9.0), (20.0, 21.0), (-9.0, -6.6)])
+def test_moments_of_a_part_of_a_normal(ends: tuple[float, float]) -> None:
+    moments, part = MappedFill(TruncNormal(0.0, 1.0, *ends), "exp").moments(), stats.truncnorm(*ends)
+    assert moments is not None
+    assert moments.mean == pytest.approx(integrate.quad(lambda z: math.exp(z) * part.pdf(z), *ends)[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("std", [1.0, 2.0, 4.0])
+def test_a_right_start_with_a_heavy_tail_is_as_planned(std: float) -> None:
+    for seed in range(4):
+        model = nn.Linear(1000, 500, bias=False)
+        initialize(model, Rule("weight", Mapped(Normal(0.0, std), "exp")), seed=seed).assert_ok()
 
 
 def test_moments_that_are_not_known() -> None:

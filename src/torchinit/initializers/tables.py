@@ -72,12 +72,16 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values if dtype == torch.float64 else values.to(torch.float32)
 
 
-def moments_of(values: Tensor) -> Moments:
-    """The moments of values that are all known."""
-    apart = values - values.mean()
-    variance, fourth = float((apart**2).mean()), float((apart**4).mean())
+def moments_of(values: Tensor, shares: Tensor | None = None) -> Moments:
+    """The moments of values that are all known, each as often as the others, or with a share of its own."""
+
+    def mean(of: Tensor) -> Tensor:
+        return of.mean() if shares is None else (of * shares).sum()
+
+    middle = mean(values)
+    variance, fourth = (float(mean((values - middle) ** power)) for power in (2, 4))
     low, high = map(float, torch.aminmax(values))
-    return Moments(float(values.mean()), math.sqrt(variance), low, high, fourth / variance**2 if variance**2 else 3.0)
+    return Moments(float(middle), math.sqrt(variance), low, high, fourth / variance**2 if variance**2 else 3.0)
 
 
 class _AlongAxis(IndexFill):
