@@ -19,11 +19,14 @@ from examples.large import llama_405b, moe_1t
 from torchinit import Constant, Layer, Leaf, Name, Normal, Orthogonal, Plan, Rule, Uniform, load_recipe, sites
 from torchinit.distributed.cost import Rates, cost_of, kind_of, measured, whole_regions
 from torchinit.distributed.partition import Partition, parse_mesh, parse_override
-from torchinit.initializers import Blocks, Identity, Sparse
+from torchinit.initializers import Blocks, Identity, Sparse, Stacked
 from torchinit.initializers.composed import Padded
 from torchinit.initializers.matrices import DeltaOrthogonal, Dirac, RegionFill
 from torchinit.model import Site
+from torchinit.model.shards import Shard
+from torchinit.noise import Keyed
 from torchinit.plans import make_plan
+from torchinit.plans.run import write
 
 LARGE = Path(__file__).parents[2] / "examples/large.toml"
 
@@ -88,13 +91,26 @@ def test_fills_that_are_computed_whole_are_told() -> None:
         Rule(Name("c.*"), Identity()),
     ]
     cost = cost_of(make_plan(known, rules), Partition((8,), ("fsdp",)), given({"Identity float32": 1.0}))
-    assert [(fill.name, fill.elements) for fill in cost.whole] == [("a.weight", 256 * 256)] * 2 + [
-        ("b.weight", 64 * 64)
-    ]
+    # The first of 8 ranks holds 64 of 512 rows, which lie in the first of the two blocks.
+    assert [(fill.name, fill.elements) for fill in cost.whole] == [("a.weight", 256 * 256), ("b.weight", 64 * 64)]
     assert cost.whole[0].bytes == 256 * 256 * Orthogonal.bytes_an_element
     assert cost.peak == cost.most + cost.whole[0].bytes
     assert cost.seconds > cost.whole[0].seconds > 0
-    assert "3 sites computed whole on each rank with a part: a.weight takes the most memory" in cost.summary()
+    assert "2 sites computed whole on each rank with a part: a.weight takes the most memory" in cost.summary()
+
+
+@pytest.mark.parametrize(("ranks", "matrices"), [(1, 8), (3, 3), (8, 1), (16, 1)])
+def test_of_a_stack_only_the_matrices_that_are_here_are_computed(
+    ranks: int, matrices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, mesh = Site("experts.w", (8, 16, 16)), Partition((ranks,), ("ep",))
+    planned = make_plan([site], [Rule(Name("**"), Stacked(Orthogonal()))])
+    assert len(cost_of(planned, mesh, given({})).whole) == matrices
+    factorized, qr = [], torch.linalg.qr
+    monkeypatch.setattr(torch.linalg, "qr", lambda matrix: (factorized.append(matrix.shape), qr(matrix))[1])
+    local = torch.empty(mesh.local_shape(site, (0,)))
+    write(planned.steps[0].fill, Shard(site.name, local, site.shape, (0, 0, 0)), Keyed(0))
+    assert factorized == [(16, 16)] * matrices
 
 
 def test_the_time_of_a_factorization_grows_with_both_sides() -> None:

@@ -42,7 +42,7 @@ class CostGroup:
 
 @dataclass(frozen=True, slots=True)
 class WholeFill:
-    """A site that every rank with a part of it computes whole: the memory that it takes for a moment, and the time."""
+    """A site, or a matrix of one, that a rank with a part of it computes whole: memory for a moment, and the time."""
 
     name: str
     fill: str
@@ -137,9 +137,11 @@ def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
         if fill is not None and number:
             written += number
             regions = whole_regions(fill, site.shape)
+            # The first rank's part begins at the origin, so of the matrices of a stack it may hold the first few only.
             whole += [
                 WholeFill(site.name, str(fill), box.numel, part.scratch(box.shape), rates.seconds_of(part, box.shape))
                 for box, part in regions
+                if all(start < size for start, size in zip(box.start, shape, strict=True))
             ]
             if not regions:
                 elements[kind_of(fill, site)] += number
