@@ -99,6 +99,20 @@ def test_what_is_no_norm_is_not_taken_for_one() -> None:
         assert predict(model, batch=torch.randn(16, 64))[1].predicted is None
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda self, x: F.pad(self.layer(x), (8, 8), value=3.0),
+        lambda self, x: self.layer(x).div(2.0, rounding_mode="floor"),
+        lambda self, x: torch.addmm(self.layer.bias, x, self.layer.weight.mT, alpha=3.0),
+        lambda self, x: torch.addmm(self.layer.bias, x, self.layer.weight.mT, beta=0.5),
+    ],
+)
+def test_variants_of_operations_that_no_rule_is_for(call: Callable[..., torch.Tensor]) -> None:
+    model = Wired(lambda self, x: self.end(call(self, x)), layer=nn.Linear(64, 64), end=nn.Identity())
+    assert [output.predicted for output in predict(model, batch=torch.randn(16, 64)) if output.name == "end"] == [None]
+
+
 def convolutions() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1, groups=4), nn.Tanh(), nn.MaxPool2d(2),

@@ -105,7 +105,7 @@ def _matrix(call: OperationCall) -> Expected:
     sides = [call.sources[next(at for at, each in enumerate(call.tensors) if each is side)] for side in (first, second)]
     x, weight = sides if sides[1].weight else sides[::-1]
     fan = first.shape[-1]
-    if x.weight and weight.weight:
+    if (x.weight and weight.weight) or {call.given.get("alpha", 1), call.given.get("beta", 1)} != {1}:
         return call.unknown()
     return _layer(call, x, weight, call.size * fan, call.made[0].shape[-1 if sides[1].weight else -2], fan)
 
@@ -207,7 +207,7 @@ def _sum(call: OperationCall) -> Expected:
 def _product(call: OperationCall) -> Expected:
     one = call.sources[0]
     if len(call.sources) == 1:
-        if call.name == "div" and call.given["self"] is not call.tensors[0]:
+        if call.name == "div" and (call.given["self"] is not call.tensors[0] or call.given.get("rounding_mode")):
             return call.unknown()
         factor = call.number ** (-2 if call.name == "div" else 2)
         second = None if one.second is None else one.second * factor
@@ -325,6 +325,8 @@ def _pooled(call: OperationCall) -> Expected:
 
 def _padded(call: OperationCall) -> Expected:
     x = call.sources[0]
+    if call.given.get("value"):  # what is padded with is not zero
+        return call.unknown()
     second = None if x.second is None else x.second * x.size / call.size
     return Expected(second, call.size, x.units, x.noise, x.normal, x.centered, sources=[(x, 1.0, 0.0)])
 
