@@ -70,7 +70,7 @@ def _name_in(site: Site, base: Mapping[str, Site]) -> str | None:
     if site.block is None:
         return None
     parts, (index, _) = site.name.split("."), site.block
-    for at, part in enumerate(parts):
+    for at, part in reversed([*enumerate(parts)]):
         names = (".".join([*parts[:at], str(number), *parts[at + 1 :]]) for number in range(index))
         if part == str(index) and (there := [name for name in names if name in base]):
             return there[index % len(there)]
@@ -172,7 +172,8 @@ def _sides(site: Site, ratios: Sequence[float], given: ParameterRole | None) -> 
     """The growth of the fan-in and of the fan-out, with what was assumed."""
     layout, total = site.layout, math.prod(ratios, start=1.0)
     notes: tuple[str, ...] = ()
-    if all(ratio == 1 for ratio in ratios) or not is_matrix(site) or sum(size > 1 for size in site.shape) < 2:
+    is_stray = layout is None and sum(size > 1 for size in site.shape) < 2  # a vector with axes of one
+    if all(ratio == 1 for ratio in ratios) or not is_matrix(site) or is_stray:
         return 1.0, total, notes
     if layout is None:
         layout, notes = _assumed(site, ratios, given)
