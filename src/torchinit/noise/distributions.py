@@ -86,6 +86,8 @@ def resolve(distribution: str, params: tuple[float, ...], dtype: torch.dtype) ->
     check_parameters(distribution, params)
     if any(math.isnan(value) for value in params):
         raise ValueError(f"{distribution}{params} has a parameter that is not a number")
+    # The cache takes -0.0 for 0.0 and 1 for 1.0, whichever was asked for first. So a draw must not depend on which of
+    # them it was: no zero among its numbers is negative.
     draw = _RESOLVERS[distribution][1](*params)
     if distribution in ("normal", "bernoulli", "sign"):
         return draw
@@ -180,6 +182,9 @@ def _restricted(alpha: float, beta: float) -> Draw | None:
         bottom, top = (round((1 - upper_tail(end)) * _WORDS) for end in (alpha, beta))
         if top - bottom == _WORDS:
             return Draw(DrawKind.NORMAL)
+        # The quantile reads a word as signed, so that the lowest of the 2**32 cells is the word 2**31: a half of all
+        # words is added to the place where the cells begin. floor(word * width / 2**32) spreads the words over the
+        # cells; each gets as many as any other, or one more.
         if top - bottom >= _FEW_CELLS:
             return Draw(DrawKind.SCALED, width=top - bottom, start=(bottom + _WORDS // 2) % _WORDS)
         return replace(_fine(above, beyond), scale=-1.0 if flip else 1.0)
@@ -188,6 +193,12 @@ def _restricted(alpha: float, beta: float) -> Draw | None:
 def _fine(above: Decimal, beyond: Decimal) -> Draw:
     """The part of the normal between two tail masses, where too few words would fall."""
     mass = above - beyond
+    # NARROW draws x = 2 p - 1, what the central part of the quantile is a function of. That fit ends at |x| = 31/32,
+    # which is a tail of 1/64, so each end must leave that much outside; the flip has seen to the nearer one. TAIL draws
+    # which share of the mass above the nearer end lies above the value: from 1 - part on, up to 1. With it -ln(tail
+    # mass) is -ln(above) - ln(share), in which nothing is lost however far out it lies; 1 - p would have no digits
+    # there. Both begin a half of a step in, so that each word stands for the middle of its cell and none for an end,
+    # where a quantile may be infinite.
     if beyond >= _CENTRAL:
         step = 2 * mass / _FEW_CELLS
         return Draw(DrawKind.NARROW, first=binary32(1 - 2 * above + step / 2), step=binary32(step))
@@ -209,6 +220,9 @@ def upper_tail(z: float) -> Decimal:
     with localcontext(_EXACT):
         distance = Decimal(abs(z))
         density = (-distance * distance / 2).exp() / (2 * _PI).sqrt()
+        # All terms of the series are positive, but what is left of a half at 6 begins with nine zeros, and so has 51 of
+        # the 60 digits. The fraction would do nearer to the middle, too, with more terms; from 6 on 200 of them are
+        # good to all digits.
         tail = Decimal("0.5") - density * _series(distance) if distance <= 6 else density / _fraction(distance)
         return tail if z >= 0 else 1 - tail
 
@@ -235,6 +249,11 @@ def _bounds(distribution: str, params: tuple[float, ...], dtype: torch.dtype) ->
 
     Where the dtype has none there, both are the number next below the upper bound.
     """
+    # Values are clamped before they are rounded to the dtype, and no value that lies between two of its numbers is
+    # rounded to one beyond them. So the bounds are numbers of the dtype: the outermost within the interval as the user
+    # gave it, not as float32 has it. A float64 tensor has float32's, as its values are float32's. The least one is made
+    # by a subtraction from 0.0: with -0.0 for a bound, the torch engine wrote -0.0 where the kernel, and the page of
+    # the stream, have 0.0.
     low, high = params[-2:]
     grid = torch.float32 if dtype == torch.float64 else dtype
     closed = distribution == "truncated" or low == high

@@ -107,6 +107,9 @@ class Keyed(Noise):
         there = device if dispatch.draws_on(device) else torch.device("cpu")
         box = torch.empty(shard.region.shape, dtype=torch.float32, device=there)
         key = derive(self.seed, shard.name, index, "order")
+        # The words of the rows' own places in the whole, under a purpose of its own: they tell nothing of the values
+        # that are drawn for the same name. Two words of a column are alike now and then, and a stable sort has one
+        # answer for these on every device, too.
         words = torch_engine.words(
             FillTask(box, shard.shape, shard.region.start, key, Draw(DrawKind.WORDS)), 0, box.numel()
         )
@@ -121,6 +124,8 @@ class Keyed(Noise):
         """Torch's generators in a state of seed, name and index; one thread, on which sums depend; torch's settings."""
         state = int.from_bytes(derive(self.seed, name, index)[:8], "little")
         with plain_thread(), plain_process(dtype), one_thread(), seeded_generators(state, device):
+            # What is called now may run under `tracing.seeded`, which gives each draw of foreign code a state of its
+            # own by name. It looks here first, and leaves the lent generators alone.
             token = _LENT.set(True)
             try:
                 yield
@@ -139,6 +144,9 @@ class Keyed(Noise):
         if distribution != "normal":
             raise ValueError(f"{shard.name} is complex, and {distribution} has no complex form; use a normal")
         mean, std = params
+        # A complex number is two real ones along a last axis of 2, which counts as one for the places in the stream.
+        # Each has a half of the variance, so that E|z - mean|² is std²; mean goes to both parts, as torch's own normal_
+        # has it.
         out = torch.view_as_real(local.detach())
         draw = resolve("normal", (mean, std / math.sqrt(2)), out.dtype)
         return FillTask(out, (*shape, 2), (*start, 0), key, draw)
