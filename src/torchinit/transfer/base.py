@@ -150,6 +150,10 @@ def _measured(model: nn.Module) -> list[Rule]:
         if bool((values == first).all()):
             rules.append(Rule(selector, Constant(first)))
         else:
+            # A start that is known by its values alone is reduced to two moments: a uniform or truncated one becomes a
+            # normal of the same deviation, which is all that a transfer scales. A mean within four standard errors of
+            # zero is chance, and would be carried into models of all sizes, whose sums over inputs grow with it. It can
+            # fail for a start of unlike parts, such as an identity with noise: give that as a recipe, or as code.
             std, mean = map(float, torch.std_mean(values.double(), correction=0))
             noise = 4 * std / values.numel() ** 0.5  # within which a mean is zero
             rules.append(Rule(selector, Normal(mean if abs(mean) > noise else 0.0, std), padding=True))
@@ -227,6 +231,9 @@ def width_of(model: nn.Module) -> int:
         return size
     known = [site for site in sites(model) if site.kind == "parameter"]
     first, _ = ends_of(known)
+    # Norms stand on the residual stream, so most of them have its size. The inputs of matrices are the next best, but
+    # for the first one, which reads the data. It can fail where stages have widths of their own: the one that most
+    # norms have is taken, and the others shrink as multiples and parts of it.
     sizes = [site.shape[0] for site in known if site.neutral is not None and len(site.shape) == 1] or [
         site.shape[axis]
         for site in known
@@ -255,6 +262,11 @@ def _at_width(site: Site, own: int, base: int, heads: Collection[int], ends: tup
                 f"base_width={base} would leave {size:g} of the {shape[axis]} along axis {axis} of {site.name!r}, which"
                 f" is not {parts}: give base=, a smaller model of the same code"
             )
+        # Sizes have no names, so arithmetic tells which go with the width: multiples of a 24th of it (halves, thirds,
+        # quarters, eighths) from an eighth on. Smaller ones tend to be sizes of their own: of kernels, of heads, of a
+        # stem's channels. Projections and feed-forward layers go with the width whatever their size, and what would not
+        # be whole then is refused. It can fail where another size happens to be such a part, as the number of tokens
+        # that a layer mixes: only a base model of the same code tells that.
         is_multiple = shape[axis] * 24 % own == 0 and shape[axis] * 8 >= own  # a simple one, or a simple part
         if must or (is_multiple and shape[axis] * base % own == 0):
             shape[axis] = int(size)

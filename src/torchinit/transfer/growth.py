@@ -69,6 +69,12 @@ def _name_in(site: Site, base: Mapping[str, Site]) -> str | None:
         return site.name
     if site.block is None:
         return None
+    # A block that the base lacks goes with one of the base's, in turn: of a base with 4 blocks block 5 goes with block
+    # 1. So models whose blocks alternate, local attention and global, meet their like. Only blocks that have a
+    # parameter of this name are counted: experts in every other block stay among themselves. The number is looked for
+    # from the end of the name, since that of a stage may be the same, and blocks of another stage have other widths. It
+    # can fail where the base ends within a period of the blocks: a block of the other kind is found then, which shows
+    # only where names or numbers of dimensions differ.
     parts, (index, _) = site.name.split("."), site.block
     for at, part in reversed([*enumerate(parts)]):
         names = (".".join([*parts[:at], str(number), *parts[at + 1 :]]) for number in range(index))
@@ -108,6 +114,9 @@ def growth_among(
             notes = (*notes, inside)
         growth = Growth(r_i, r_o, 1.0, _depth(pair), *(_fans(one) for one in pair))
         grown.append(Grown(pair.site, pair.base, kind, growth, notes))
+    # The gradients of all that lies before the head shrink as its multiplier does, with the width that it reads, and
+    # eps has to follow them (`factors_of`). A model with several heads has no one such width: that of the last one
+    # counts. Without a head it is the largest growth inside of the model.
     head = max((one.growth.r_i for one in grown if one.kind == "hidden"), default=1.0)
     for one in grown:  # the last of them
         head = one.growth.r_i if one.kind == "output" else one.growth.r_o if one.kind == "tied" else head
@@ -177,6 +186,8 @@ def _sides(site: Site, ratios: Sequence[float], given: ParameterRole | None) -> 
         return 1.0, total, notes
     if layout is None:
         layout, notes = _assumed(site, ratios, given)
+    # What is neither an output nor counts matrices belongs to the fan-in, and so do the taps of a kernel: a larger
+    # kernel adds up more numbers, as a wider layer does.
     r_o = math.prod(ratios[axis] for axis in layout.out_axes)
     r_i = total / r_o / math.prod(ratios[axis] for axis in layout.batch_axes)
     if layout.groups > 1 and layout.groups == site.shape[0]:  # depthwise: each channel has a kernel of its own
@@ -217,6 +228,11 @@ def _kind(site: Site, r_i: float, r_o: float, ratios: Sequence[float]) -> Parame
 
 def _stays_inside(pair: Matched, later: Sequence[Matched], ratios: Sequence[tuple[float, ...]]) -> bool:
     """Whether what a matrix with fixed outputs gives is read again by the model, by its role or by its size."""
+    # Fixed outputs are those of a head, or of a layer inside of the model whose own width is kept: keys and values of
+    # few heads, a bottleneck. Both have r_o = 1, but the table has a multiplier for the first that would let the second
+    # vanish with growing width. Roles decide. Where there is none, a matrix that comes later decides, if it reads as
+    # many numbers as this one gives, all of them fixed, and makes growing ones of them. It can fail for a head without
+    # a role, of as many outputs as such a layer behind it happens to read; `kinds` says what it is.
     if has_role(pair.site, "head.", "moe.router", "pooler", *_INNER):
         return has_role(pair.site, *_INNER)
     outputs = pair.site.shape[(pair.site.layout or Layout()).out_axes[0]]

@@ -74,6 +74,8 @@ class ScaleHook:
         at = 1 if self.multiplier.place == "key" else 0
         if len(args) > at:
             return (*args[:at], args[at] * factor, *args[at + 1 :]), kwargs
+        # The input is the keyword that the caller wrote first. It can fail for a layer of several inputs that is called
+        # with them in another order.
         name = "key" if at else next(iter(kwargs))
         return args, {**kwargs, name: kwargs[name] * factor}
 
@@ -121,6 +123,8 @@ def apply_all(model: nn.Module, multipliers: Sequence[Multiplier]) -> Applied:
     for each in multipliers:
         module, hook = modules[each.module], ScaleHook(each)
         if each.place == "config":
+            # transformers read such a field when a layer is made, and the layer keeps a copy (logits_scaling alone is
+            # read in the forward pass): the field by itself would change what is saved and not what is computed.
             copied = "scaling" if each.purpose == "attention" else each.field  # into modules, by the constructor
             applied._set(model.config, each.field, each.value)
             for inner in model.modules():
@@ -192,6 +196,11 @@ def attentions(model: nn.Module, grown: Sequence[Grown], there: Base) -> Iterato
         if name is None or base is None or heads[name] == there.heads[base] or _has_query_norm(modules[name]):
             continue
         growth, module = heads[name] / there.heads[base], modules[name]
+        # Logits are q·k / sqrt(size of a head). Once q and k are trained, q·k grows with the size and not with its
+        # root, so that 1 / size is wanted (Yang et al. 2022, https://arxiv.org/abs/2203.03466): growth ** -1/2 is
+        # missing. A scale that the model has as a number is set to what it should be, that of the base / growth, so
+        # that it does not matter whether it has been set before. Where the base's is not known it had the default,
+        # today's times growth ** 1/2.
         factor = growth**-0.5
         if _ATTENTION in scales:
             value = there.scales.get(_ATTENTION, scales[_ATTENTION]) / growth

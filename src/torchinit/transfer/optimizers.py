@@ -100,6 +100,7 @@ def groups_of(
         factors = row.factors
         own_eps = None if base_eps is None or OPTIMIZERS[name].eps is None else base_eps * factors.eps
         decay = weight_decay * factors.wd if decays else 0.0
+        # All that a Group has but its names, in the order of its fields: what is the same in all of it is one group.
         key = (name, rate * factors.lr, decay, own_eps, factors.lr, factors.wd, factors.eps)
         merged.setdefault(key, []).append(row.name)
     return [Group(tuple(names), *key) for key, names in merged.items()]
@@ -231,6 +232,8 @@ def other_std(followed: Followed) -> Iterator[Hit]:
         values = whole_values(parameter.detach()).double()
         if moments is None or moments.std is None or values.numel() < 2 or not values.is_floating_point():
             continue
+        # The deviation of n normal numbers is off by 1 / sqrt(2 n) of itself. That of the base was measured, too, as a
+        # rule, on fewer numbers.
         std, noise = float(values.std()), math.sqrt(0.5 / values.numel() + 0.5 / max(1, math.prod(row.base_shape)))
         if abs(std - moments.std) > moments.std * (0.05 + 5 * noise) + 1e-12:
             yield Hit(row.name, f"its standard deviation is {std:.4g}, and {moments.std:.4g} in the transfer")
@@ -279,8 +282,14 @@ def _off(followed: Followed, key: str, factor: Callable[[TransferRow], float]) -
         if group is not None and group.get(key):
             found[optimizer_of(followed.optimizer, row)].append((row, float(group[key])))
     for name, several in found.items():
+        # A schedule moves all rates at once, so no rate is wrong by itself, only the ratio of two. Each parameter votes
+        # for the setting of the base that its own stands for, to five digits, and the most votes win. So a single group
+        # that was forgotten stands out, whatever its factor. It can fail where most of them are wrong in the same way:
+        # then those that are right are reported. A parameter has one vote, however large it is.
         bases = Counter(f"{value / factor(row):.5g}" for row, value in several)
         base = float(bases.most_common(1)[0][0])
+        # One eps for all is right where all factors are alike, since a user may have scaled it. torch's default was
+        # nobody's choice: it is the base's own eps, and every parameter with a factor should have another.
         if key == "eps" and all(value == OPTIMIZERS[name].eps for _, value in several):
             base = several[0][1]
         for row, value in several:
