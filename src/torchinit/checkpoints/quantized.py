@@ -135,8 +135,13 @@ class Companions:
         near = self._near(key)
         if is_float8(info.dtype):
             markers = (marker for marker in self._markers if key.startswith(marker.removesuffix("scaled_fp8")))
+            # Floats of eight bits are seldom stored without a scale. So any tensor that the model lacks is taken for
+            # one if its name begins with theirs, whatever follows, and it has fewer numbers. Such companions have no
+            # words, and `_belongs` takes that for a yes. A marker speaks for all that lies in its module.
             scales = (other for other, stored in self._extensions(key) if stored.numel < info.numel)
             near += map(_Companion, (*scales, *markers))
+        # An adapter that takes one of them knows what they are for. What it leaves, a second scale or a zero point,
+        # would be lost without a word.
         if any(other.key in used and (other.is_scale or not other.words) for other in near):
             unread = self._unread(near, used)
             return _refused("needs more than one scale:", unread) if unread else None
@@ -252,6 +257,10 @@ def _is_narrow(stored: torch.dtype, dtype: torch.dtype) -> bool:
 
 def _bases(key: str) -> Iterator[tuple[str, frozenset[str]]]:
     """The names of a key without the words of quantization at its end, one, two and so on, or before its leaf."""
+    # A companion is called as its weight is, with words behind that: of "q.weight_scale_inv" the ends are taken off,
+    # word by word, and what is left each time may be the weight, "q.weight_scale" and "q.weight". A word that the
+    # tables lack ends it: in "attn.scale_net.bias" the last one does. A few formats put the word before the leaf. No
+    # name has more than eight of them, which bounds what a long key costs.
     words = set[str]()
     for word in reversed([*re.finditer(r"([^._:]+)(?:_\d+)?(?=[._:]|$)", key)][-8:]):
         if not _WORDS.fullmatch(word[1].lower()):

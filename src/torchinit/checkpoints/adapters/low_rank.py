@@ -155,6 +155,10 @@ class LoRA(Adapter):
 
     def _factors(self, weight: Tensor, key: str) -> tuple[Tensor, Tensor]:
         """A and B of a weight."""
+        # A, B and the base of a layer ask one after the other, each with a weight that was read anew, and to hash it
+        # takes a small part of the time of its decomposition. The key has all that the factors are made of, so that it
+        # does not matter who asked before. One entry is enough, as the next layer comes when this one is done, and it
+        # is the size of two factors.
         digest = blake2b(f"{self!r} {key} {weight.dtype} {tuple(weight.shape)} {weight.device}".encode())
         digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         if (found := _LAST.get(digest.digest())) is None:
@@ -178,6 +182,10 @@ class LoRA(Adapter):
             u, values, v = torch.linalg.svd(basis.mT @ weight, full_matrices=False)
             u = basis @ u
         u, values, v = u[:, : self.rank], (values[: self.rank] / self.scaling).sqrt(), v[: self.rank]
+        # LAPACK leaves the signs of singular vectors open, and the sites of one layer may be made on several machines:
+        # so the largest entry of each column of u is made positive. It can fail where two entries are the largest but
+        # for rounding, and where two singular values are alike, since their vectors can be mixed: factors of two
+        # machines do not go together then.
         largest = u.gather(0, u.abs().argmax(0, keepdim=True))[0]
         roots = values * torch.where(largest < 0, -1.0, 1.0)  # signs that do not depend on the machine
         return roots[:, None] * v, u * roots

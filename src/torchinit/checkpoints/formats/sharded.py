@@ -43,6 +43,7 @@ class ShardedCheckpoint(Checkpoint):
         return self._file(key).read(key, box)
 
     def is_current(self, keys: Iterable[str] | None = None) -> bool:
+        # A file that has not been opened has told nothing yet that could be out of date.
         files = self._files if keys is None else self._files.keys() & {self._entries.get(key, "") for key in keys}
         return self._index.is_same() and all(self._files[file].is_current() for file in files)
 

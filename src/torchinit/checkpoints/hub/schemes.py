@@ -126,6 +126,8 @@ def fetch(
 def resolve(source: str, request: Request) -> LocalFile:
     """The local file of a source, checked by its hash; follows sources that lead to other sources."""
     target: LocalFile | Path | str = source
+    # A resolver gives a file or another source, so that schemes can stand on others (timm:// on hf://), and a ring of
+    # them ends. The hash is that of the file in the end, whichever way led to it.
     for _ in range(HOPS):
         if isinstance(target, str):
             target = _resolver(target)(target, request)
@@ -232,6 +234,8 @@ def hugging_face(source: str, request: Request) -> LocalFile:
     except Exception as error:  # its own errors, and those of the HTTP library below it
         why = _why_not(hub, error, repo, file, revision)
         raise FetchError(f"{source} cannot be fetched{' (TORCHINIT_OFFLINE is set)' * offline}: {why}") from error
+    # Files of that cache are links to blobs. A large one is called by its SHA-256, so that a damaged one can be told; a
+    # small one by git's hash of 40 digits, of which nothing is asked.
     blob = path.resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name) and (sha256 := hash_of(blob)) != blob.name:
         raise FetchError(f"{source}: {blob} is damaged, its sha256 is {sha256}; delete it, and it is fetched anew")
@@ -287,6 +291,8 @@ def torchvision(source: str, request: Request) -> LocalFile:
     if chosen not in weights:
         raise FetchError(f"{source}: {builder} has no weights {chosen!r}, but {', '.join(weights) or 'none'}")
     url = weights[chosen].url
+    # The names of torchvision's files end with the first digits of their hash. It has to go with the request, so the
+    # URL is resolved here: one that is merely returned would be fetched without it.
     in_name = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
     return resolve(url, replace(request, sha256=request.sha256 or (in_name[1] if in_name else None)))
 
