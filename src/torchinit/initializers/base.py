@@ -361,6 +361,9 @@ class Blockwise(Fill):
         self.write_parts((shard,), noise)
 
     def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
+        # Blocks are laid from where the region begins, which all parts of a tensor share: blocks may lie within a
+        # block. They keep their places in the stream of the whole, unlike the matrices of a stack, which have names and
+        # so streams of their own.
         low = parts[0].region.start[self.axis] if parts else 0
         for fill, size in zip(self.fills, self.sizes, strict=True):
             fill.write_parts([part.cut(self.axis, low, low + size) for part in parts], noise)

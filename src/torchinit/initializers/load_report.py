@@ -155,6 +155,9 @@ class LoadReport(Tabular):
         """The reasons why a plan cannot be carried out."""
         if self.failure:
             return (self.failure,)
+        # Sites that share a reason are one problem, which names the first few. If nothing at all was found, that is the
+        # only one, since the rest follows from it; otherwise there may be two, what does not fit and what nobody
+        # writes. Hints go with the last.
         lost, bare = self._lost, self.uninitialized
         reasons = {mismatch.reason for mismatch in self.mismatched}
         reasons -= set() if self.found else {"shape"}  # to skip them all would leave nothing
@@ -185,6 +188,8 @@ class LoadReport(Tabular):
         """The sites that no rule writes because of the problems."""
         if not self.problems:
             return frozenset()
+        # Where nothing was found, sites that may be missing or were declined have no values for the same reason: they
+        # are not told once more as gaps of the plan.
         left = () if self.found else (*self.expected, *(name for name, _ in self.declined))
         return frozenset((*self.uninitialized, *(name for name, _ in self._lost), *left))
 

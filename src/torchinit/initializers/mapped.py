@@ -145,6 +145,8 @@ class MappedFill(Wrapper):
             for part, dtype in zip(parts, dtypes, strict=True)
         ]
         self.fill.write_parts(inner, noise)
+        # On the host, wherever the tensor is: the functions of two devices differ in their last bits, and some of that
+        # would be left after rounding.
         for part, drawn in zip(parts, inner, strict=True):
             part.local.copy_(rounded(self.of(drawn.local.double().cpu()), part.local.dtype))
 
@@ -347,6 +349,8 @@ class RepeatedFill(Wrapper):
         inner = [self._inner(part) for part in parts]
         self.fill.write_parts(inner, noise)
         for part, rows in zip(parts, inner, strict=True):
+            # A part may begin and end amid the copies of a row. So all rows that it has any of are drawn, each at its
+            # place in the smaller tensor, and what lies before the part and behind it is cut off the copies.
             skip = part.start[0] - rows.start[0] * self.times
             part.local.copy_(rows.local.repeat_interleave(self.times, dim=0)[skip:][: part.local.shape[0]])
 

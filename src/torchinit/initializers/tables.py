@@ -47,6 +47,7 @@ class IndexFill(Fill):
 
     def here(self, shard: Shard) -> Tensor:
         """The values of a shard."""
+        # Places count from where the region begins: a block of a fused parameter has a table of its own.
         offsets = zip(shard.start, shard.region.start, strict=True)
         box = Box(tuple(first - low for first, low in offsets), tuple(shard.local.shape))
         return self.values(places(box), shard.region.shape)
@@ -141,6 +142,9 @@ class Ramp(_AlongAxis):
         steps, at = max(1, shape[self.axis] - self.endpoint), index[self.axis].double()
         if self.power == 1 and self.spacing == "linear":  # the product first: whole numbers stay whole
             return self.start + (self.stop - self.start) * at / steps
+        # `**` was used here, and gave some elements other bits in a shard than in the whole: torch computes the bulk of
+        # a tensor with vectors, and its end without, by another pow. exp and log are the same in both. log(0) is -inf,
+        # whose exp is 0, as it should be: `power` is above 0.
         share = at / steps if self.power == 1 else ((at / steps).log() * self.power).exp()
         if self.spacing == "geometric":
             return self.start * (share * math.log(self.stop / self.start)).exp()
@@ -202,6 +206,7 @@ class SinCos(IndexFill):
             along_rows = (column < width) == (self.first == "column")
             position = torch.where(along_rows, position % self.grid[1], position // self.grid[1])
             column = column % width
+        # From here on `column` and `width` are those of one coordinate's table: of an image the row's or the column's.
         half = width // 2
         interleaved = self.order == "interleaved"
         number = column // 2 if interleaved else column % half
@@ -227,6 +232,8 @@ class AlibiSlopes(_AlongAxis):
     axis: int = -1
 
     def values(self, index: Index, shape: tuple[int, ...]) -> Tensor:
+        # Behind `power` heads come the slopes with odd numbers of twice as many heads: their exponents are -8 / (2 *
+        # power) times 1, 3, 5, ... All exponents are exact. exp2 would need no logarithm, but has the fault of pow.
         head, power = index[self.axis].double(), 2 ** (max(1, shape[self.axis]).bit_length() - 1)
         exponent = torch.where(head < power, -8 / power * (head + 1), -4 / power * (2 * (head - power) + 1))
         return (exponent * math.log(2)).exp()
@@ -255,6 +262,9 @@ class Bilinear(IndexFill):
             raise ValueError(f"{needs}; make the layer depthwise (groups = {shape[0]}), or take Kaiming")
 
     def values(self, index: Index, shape: tuple[int, ...]) -> Tensor:
+        # The taps are a tent, 1 - |distance from the centre| / s, of which neighbours at a stride of s add up to 1; the
+        # centre of an even kernel lies between two taps. Channels are interpolated each by itself: a depthwise kernel
+        # has one output a group, and any other has taps on its diagonal alone.
         whole = (torch.ones_like(index[0]) if shape[1] == 1 else index[0] == index[1]).double()
         for at, size in zip(index[2:], shape[2:], strict=True):
             whole = whole * (1 - (at.double() - (size - 1) / 2).abs() / ((size + 1) // 2))

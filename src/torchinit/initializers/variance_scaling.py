@@ -36,6 +36,9 @@ class _FanFormula(ShortStr):
         fan_in, fan_out = site.fans(self.fans)
         if not site.numel:  # nothing to write, and a fan of 0 has no root
             return Constant(0.0)
+        # In the order of torch.nn.init: xavier has gain * sqrt(2 / (fan_in + fan_out)), kaiming gain / sqrt(fan), and
+        # both a bound of sqrt(3) times that. One formula for all of them, sqrt(scale / fan), is off by a last bit now
+        # and then, and what is drawn without a seed would not have the bits of code by hand.
         if mode == "fan_avg":
             std = gain * math.sqrt(2.0 / (fan_in + fan_out))
         else:
@@ -202,6 +205,8 @@ class TorchDefault(ShortStr):
             fan = weight.fans()[0]
         else:  # as torch: to the last bit
             return Kaiming(math.sqrt(5), "fan_in", "leaky_relu", "uniform").resolve(site)
+        # torch gives a weight a gain for a slope of sqrt(5), which is sqrt(2 / 6), so that the bound sqrt(3) * gain /
+        # sqrt(fan) is 1 / sqrt(fan) but for rounding; biases and recurrent layers have it directly.
         bound = 1 / math.sqrt(fan) if fan else 0.0
         return Uniform(-bound, bound)
 
