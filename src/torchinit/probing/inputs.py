@@ -196,6 +196,9 @@ def made(model: nn.Module, seed: int, limit: float) -> Inputs:
     for samples, makers, text in _candidates(model):
         few = _inputs(model, makers, _TRIED, seed, text)
         size = _Size()
+        # The number of samples used to go by the clock: other machines, and the same one when it was busy, measured
+        # other batches. So the work of a pass is counted, and the clock has a say only where that would not end in
+        # time. Samples are halved, so that times which differ a little mostly come to the same number.
         with OperationMode(size.see):
             seconds, error = _timed(model, few)
         if error is None:
@@ -270,6 +273,10 @@ def _inputs(model: nn.Module, makers: Mapping[str, Make], samples: int, seed: in
 
 def _candidates(model: nn.Module) -> Iterator[tuple[int, Mapping[str, Make], str]]:
     parameters = {name: each for name, each in _parameters_of(model).items() if _is_named(each)}
+    # The surest first: the inputs that a model of transformers goes by, then its main one alone, since what is known
+    # may not go together; the images that timm says; what the first layer takes. That is the first by definition, which
+    # is mostly, but not always, the first to run. What does not fit raises in the run, and the next one is tried; it
+    # can fail where a model also runs on what it is not meant for.
     config = getattr(model, "config", None)
     first = getattr(model, "main_input_name", None)
     if config is not None and isinstance(first, str):

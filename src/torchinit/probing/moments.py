@@ -88,6 +88,9 @@ def rms(tensor: Tensor) -> float:
 
 def by_sample(tensor: Tensor, size: int) -> Tensor:
     """The tensor with the samples in its first dimension: of windows a sample has several; else it is one row."""
+    # Sizes alone tell which dimension counts the samples: the first; the second, as in recurrent layers with the steps
+    # in front; a multiple in the first, as of windows, or of heads folded into the batch. It can fail where there are
+    # as many steps as samples: then steps are taken for samples.
     if tensor.dim() and tensor.shape[0] == size:
         return tensor if tensor.dim() > 1 else tensor[:, None]
     if tensor.dim() > 1 and tensor.shape[1] == size:
@@ -106,6 +109,9 @@ def _sample(values: Tensor) -> Tensor:
 
 def _spread(rows: Tensor) -> Tensor:
     """One minus the mean cosine of two different rows."""
+    # For unit vectors d of mean m the average of |d - m|² is 1 - |m|², and |m|² is the mean cosine of all pairs, those
+    # of a row with itself among them; n / (n - 1) takes these out. A row of zeros has no direction and stays zero: it
+    # makes the rows seem less apart than the others are.
     directions = torch.nn.functional.normalize(rows, dim=1)
     apart = (directions - directions.mean(0)).square().sum(1).mean()
     return apart * len(rows) / (len(rows) - 1)
@@ -262,6 +268,9 @@ def _untruncated(mean: float, std: float, low: float, high: float) -> float:
     By halving an interval, since the one grows with the other.
     """
     least, most = std, std * 1e4
+    # By geometric means, for the answer has no upper end: what is cut narrowly is uniform, whatever the normal. A
+    # deviation that only a uniform distribution has there gives `most`, whose curve is as flat. 60 halvings are beyond
+    # the digits.
     for _ in range(60):
         sigma = math.sqrt(least * most)
         if truncated((low - mean) / sigma, (high - mean) / sigma)[1] * sigma < std:

@@ -48,6 +48,10 @@ def fit(sizes: Sequence[int], values: Sequence[Sequence[float]]) -> Fit:
     x, rows = [math.log2(size) for size in sizes], [[math.log2(value) for value in row] for row in values]
     lines = [linear_regression(x, row) for row in rows]
     slopes = [line.slope for line in lines]
+    # The slopes of seeds are independent, and their spread has all in it that differs from one to the next. The
+    # residuals of one line have not: they take a bend for noise, and miss what the sizes of a seed share. They are for
+    # one seed, where there is nothing else; and of two sizes none are left, so that the error is said to be 0 where it
+    # is not known.
     if len(slopes) > 1:
         error = stdev(slopes) / math.sqrt(len(slopes))
     else:
@@ -90,6 +94,8 @@ class CoordinateSlope:
             if not any(self.changes):
                 return "still"
             return "undecided" if all(map(math.isfinite, self.changes)) else "diverges"
+        # Noise must not condemn a layer: it widens what counts as flat, and twice as much of it is needed to count as
+        # wrong. So a slope that is measured badly enough is flat; the table shows its error.
         flat, wrong = _LIMITS[self.size]
         off = self.change - self.expected
         if abs(off) <= flat + 2 * self.change_error:

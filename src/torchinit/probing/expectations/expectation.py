@@ -83,6 +83,8 @@ class Expectations:
         for each in self._all:
             each.gradient, each.gradient_noise = 0.0, 0.0
         begun = False
+        # Results lie in the order of the run, so that all that was made of one comes before it here, and its gradient
+        # is whole when it is passed on. What was made behind the last layer passes on that nothing is known.
         for each in reversed(self._all):
             if each is last:
                 begun, each.gradient, each.gradient_noise = True, second, 0.0
@@ -138,6 +140,9 @@ def expected_of(mean: float, rms: float, shape: Sequence[int], *, weight: bool) 
     """
     numel, is_matrix = math.prod(shape), sum(size > 1 for size in shape) > 1
     fan = numel / shape[0] if weight and is_matrix else 1.0
+    # A sum over inputs of one sign has fan² mean² from the mean, and fan E[w²] from the rest: what counts is fan times
+    # the mean's share of E[w²]. Of weights that are drawn around zero chance makes it 1 / rows, give or take: 9 / rows
+    # are three standard errors.
     centered = mean**2 * fan <= max(_CLOSE, 9 / shape[0] if fan > 1 else 0.0) * rms**2
     second = rms**2 if centered or fan == 1 else None
     return Expected(second, numel, shape[-1] if shape else 1, 0.0, centered, centered, weight)

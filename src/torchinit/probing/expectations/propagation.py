@@ -90,6 +90,11 @@ def _layer(call: OperationCall, x: Expected, weight: Expected, connections: floa
     bias = call.at("bias") or (call.at("self") if "mat1" in call.given else None)
     if weight.second is None or not weight.weight:
         return call.unknown()
+    # An output adds up independent products x w: E[y²] is how many they are, times E[x²] E[w²]. `connections` counts
+    # the products of all outputs together, so that borders, strides and groups are what they are. A gradient comes back
+    # by the same connections, shared out among the inputs. The square of an RMS over n normal units has a variance of 2
+    # / n of its own square, so ln RMS has one of 0.5 / n: n are the units of the outputs, and on the way back those of
+    # the inputs.
     made, back = connections / call.size * weight.second, connections / x.size * weight.second
     second = None if x.second is None else x.second * made
     offset = 0.0 if bias is None else bias.second
@@ -166,6 +171,10 @@ def _activation(call: OperationCall) -> Expected:
     second, fourth, slope, slope4, mean = moments(x.second)
     if not second > 0:
         return Expected(0.0, call.size, x.units, sources=[(x, slope, 0.0)])
+    # By the slope of ln E[f²] over ln E[x²], `turn`, the noise of the input goes on: 1 for ReLU, less where a function
+    # saturates. The output has noise of its own, (kurtosis - 1) / 4 over the units. Of that 0.5 are in x.noise already,
+    # as the input is normal with a kurtosis of 3; the rest is added, and may be below zero. A gradient is multiplied by
+    # the slope of the function, which does the same to it: for a normal gradient g E[(g f')⁴] is 3 E[f'⁴] E[g²]².
     near = moments(x.second * 1.02)
     turn = math.log(near[0] / second) / math.log(1.02)  # by how much noise of the input is noise of the output
     back = math.log(near[2] / slope) / math.log(1.02) if slope > 0 and near[2] > 0 else 0.0
@@ -236,6 +245,11 @@ def _product(call: OperationCall) -> Expected:
 
 def step_of_norm(call: OperationCall) -> tuple[str, object] | None:
     """How far a norm that is written out has come with an operation: as in x * rsqrt(mean(x ** 2) + eps)."""
+    # x * rsqrt(mean(x²) + eps) is a norm in five operations, and its last one would be refused as a product of two
+    # tensors that depend on each other. So a result remembers how far such a chain has come, and of which values:
+    # square, mean, then by what x is to be multiplied or divided. What adds an eps, casts, clamps or reshapes keeps the
+    # step, all else ends it, and the product is not known then, instead of wrong. Over which axes the mean goes does
+    # not matter: E[y²] is 1.
     one, exponent = call.sources[0], call.given.get("exponent")
     is_square = (call.name, exponent) == ("pow", 2) or (call.name == "mul" and len(call.sources) == 2)
     if is_square and all(each.values is one.values for each in call.sources):
@@ -312,6 +326,10 @@ def _pooled(call: OperationCall) -> Expected:
     if list(window) != list(steps) or x.second is None:
         return Expected(None, call.size, x.units, sources=[(x, call.size / x.size, 0.0)])
     z, mass = _grid()
+    # The largest of n independent values has the density n F^(n-1) f. Values of one window depend on each other, and
+    # behave like fewer. So what is expected is the middle of one value and of n, by logarithm, and the way to either
+    # end is noise, evenly spread. What is not normal is taken for the output of a ReLU. Windows that overlap are not
+    # known at all.
     number = x.size / call.size
     below = (mass.cumsum(0) - mass / 2) ** (number - 1) * number * mass
     value = z if x.normal else z.clamp(min=0)
