@@ -122,6 +122,8 @@ def cost_of(plan: Plan, partition: Partition, rates: Rates) -> Cost:
     fills = {step.site.name: step.fill for step in plan.steps}
     sites = plan.sites
     partition.check(sites)
+    # Of what torch.chunk cuts, the first piece is as large as any and the last as small, along every axis. So two ranks
+    # tell the most and the least that any of thousands holds.
     first, last = (0,) * len(partition.sizes), tuple(size - 1 for size in partition.sizes)
     most = least = written = 0
     whole: list[WholeFill] = []
@@ -192,6 +194,8 @@ class Rates:
         """The time that a fill takes for a whole tensor of this shape, scaled up from a small one, which it draws."""
         if not math.prod(shape):
             return 0.0
+        # The true size would take as long as what is to be estimated. `work` scales it up, but not what caches and
+        # threads make of a large matrix. A fill has one rate, that of the first shape which asks for it.
         small = tuple(min(size, _SIDE) for size in shape)
         if fill not in self._whole:
             self._whole[fill] = _time(fill, Shard.whole("sample", torch.empty(small))) / fill.work(small)

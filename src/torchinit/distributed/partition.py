@@ -87,6 +87,8 @@ class Partition:
         for placing in reversed(self.overrides):
             if placing.way == way and placing.matches(site):
                 return placing.axis
+        # A stack is cut by experts, in the dimension that is for them, or else by tensor parallelism. To cut within the
+        # experts is the other way to do it, which nothing in a model tells: a placing says so.
         experts = _expert_axis(site)
         if way == "tp" and experts is not None:
             return None if "ep" in self.ways else experts
@@ -144,6 +146,7 @@ def _tensor_axis(site: Site) -> int | None:
     inputs = layout.in_axes[0] if layout and layout.in_axes else 1
     if layer in _COLUMNS:
         return 0 if len(site.shape) == 1 or table else outputs
+    # The bias behind cut inputs is whole on every rank: it is added once, after the sum over ranks.
     return inputs if layer in _ROWS and len(site.shape) > 1 else None
 
 

@@ -93,6 +93,8 @@ def _problems(name: str, parts: Sequence[Shard]) -> Iterator[str]:
 
 def _shared(parts: _Parts) -> Iterator[str]:
     """The names that have a tensor in common."""
+    # A tied tensor is one tensor under two names. Parts that overlap otherwise, as slices of one buffer may, are not
+    # found: engines cut thousands of parts from one buffer, and to compare each with each is quadratic.
     first: dict[object, str] = {}
     for name, several in parts.items():
         for local in (part.local for part in several if part.local.numel() and not part.local.is_meta):
@@ -103,6 +105,8 @@ def _shared(parts: _Parts) -> Iterator[str]:
 
 def _sketched(parts: _Parts) -> nn.Module:
     """A model on the meta device that has the whole tensors under their names, in modules of no kind."""
+    # Rules are for the sites of a model, so one is made of the names. Its modules are of no class: a rule by layers
+    # matches nothing here, and is told as any rule that does.
     root = nn.Module()
     for name, (part, *_) in parts.items():
         *path, leaf = name.split(".")
