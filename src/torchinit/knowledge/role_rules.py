@@ -287,6 +287,8 @@ def _told_by_shapes(named: Mapping[str, Role], shapes: Mapping[str, tuple[int, .
         return name.rpartition(".")[0].rpartition(".")[0]
 
     ways_out = {parent(name): name for name, role in named.items() if role.name == "mlp.out"}
+    # Two weights and their roles are compared, so this comes after all others. A copy, as the caller puts what is
+    # yielded into `named` before it asks for more.
     for name, role in [*named.items()]:
         out = ways_out.get(parent(name), "")
         if role.name == "head.task" and shapes[name] and shapes[name][0] in tables:
@@ -330,6 +332,8 @@ def _place(entry: HeldTensor, modules: Mapping[str, nn.Module], ndim: int) -> _P
     is_recurrent = issubclass(owner, (nn.RNNBase, nn.modules.rnn.RNNCellBase))
     is_bias = entry.leaf == "bias" or (is_recurrent and entry.leaf.startswith("bias"))
     leaf, holder = entry.leaf, path  # the word that tells, and the way to the module that holds what is called so
+    # Of "layers.3.q_proj.base_layer.weight" the word is q_proj: numbers and wrappers are called alike everywhere. Its
+    # holder is what it lies in, found from the end, as a word may be in a path twice.
     if entry.leaf in ("weight", "bias") and path:
         names = [name for name in path if name not in _WRAPPERS] or path
         leaf = next((name for name in reversed(names) if not name.isdigit()), "")

@@ -62,6 +62,9 @@ def bare_class(module: nn.Module) -> type:
 
 def _chain(module: nn.Module, leaf: str, chain: ParametrizationList) -> Parametrized:
     def assign(values: Tensor) -> Tensor:
+        # Setting it runs right_inverse along the chain. A spectral norm then divides by an estimate of the largest
+        # singular value, from vectors that belong to the values before; each look in training improves them by one
+        # power iteration.
         setattr(module, leaf, values)
         with _mode(chain, training=True):
             for _ in range(_SETTLE if any(isinstance(step, parametrizations._SpectralNorm) for step in chain) else 0):
@@ -104,6 +107,8 @@ def _weight_norm(module: nn.Module, hook: WeightNorm) -> Parametrized:
     length, direction = map(module.get_parameter, hidden)
 
     def assign(values: Tensor) -> Tensor:
+        # The module computes g v / |v|, which is the values again, but for rounding, with v the values and g their
+        # lengths.
         length.copy_(torch.norm_except_dim(values, 2, hook.dim))
         direction.copy_(values)
         return _refresh(module, hook.name, hook.compute_weight(module))

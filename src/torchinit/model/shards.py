@@ -100,6 +100,8 @@ class Shard:
         That part becomes the ``matrix``; ``local`` may come out empty when none of it is here.
         """
         begin, size = self.start[axis], self.local.shape[axis]
+        # The interval may lie wholly before the shard or behind it: `last` is then brought up to `first`, and `narrow`
+        # begins at the end at most. So a part without elements still says where it would begin.
         first = max(low, begin)
         last = max(first, min(high, begin + size))
         box = self.region

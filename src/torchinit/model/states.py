@@ -63,6 +63,10 @@ def intent(module: nn.Module, leaf: str) -> Intent | None:
     """
     if _BUILDING.get():  # a constructor that makes a plan of its own
         return None
+    # Layers of torch keep the arguments of their constructor under the same names, so a second one can be made. A
+    # subclass with a constructor of its own often does not: then the class above it is asked, which mostly is the one
+    # that made the tensor. It can fail where an attribute was changed afterwards, or means something else than the
+    # argument of that name.
     for cls in type(module).__mro__:
         arguments = kept_arguments(module, cls) if "__init__" in vars(cls) and cls is not nn.Module else None
         if arguments is not None:
@@ -151,6 +155,8 @@ def missing_from(entry: HeldTensor) -> str:
 
 def state_of(tensor: Tensor) -> State:
     """The state of a tensor that a module holds."""
+    # Nearly all tensors are ready, which this tells at once. The order of the rest matters: what is lazy has no more to
+    # be asked, and packed numbers are floating by their dtype.
     is_usual = type(tensor) is nn.Parameter and tensor.dtype in _USUAL and tensor.layout is torch.strided
     if is_usual and tensor.is_contiguous() and not tensor.is_inference():
         return "ready"

@@ -123,6 +123,8 @@ def _blocks(local: Tensor, start: _Place, most: int, axis: int = 0) -> Iterator[
     if local.numel() <= most:
         yield local, start
         return
+    # Where a single row is too large it is cut along the next axis, and so on. These are views, so nothing is copied,
+    # however the memory lies.
     rows = max(1, most * local.shape[axis] // local.numel())
     low = start[axis]
     for part in local.split(rows, axis):

@@ -83,6 +83,7 @@ class Record:
         if self.measured is None:
             return ()
         dtype = getattr(torch, self.dtype)
+        # Only the part that is here was measured, so the tolerance goes by its number of values.
         here = self.bytes // dtype.itemsize if self.bytes else math.prod(self.shape)
         numel = here * (2 if dtype.is_complex else 1)
         return tuple(f"{self.name}: {text}" for text in deviations(self.expected, self.measured, numel, dtype))
@@ -243,6 +244,8 @@ class Report(Postponable, Tabular):
         for key in _ALWAYS:
             if key not in data:
                 reader.mistake("", f"a report has {key!r}")
+        # Two fields are read apart: a fingerprint is saved in its own form, with a total that shows a change, and an
+        # origin has rules in it, for which a reader needs the words of recipes.
         stored = reader.read(data.pop("fingerprint", None), StoredFingerprint | None, "fingerprint")
         origin = data.pop("origin", None)
         report: Report = reader.record(cls, data, "")
@@ -296,6 +299,8 @@ class Texts:
     def of_step(self, step: Step, dtype: torch.dtype, *, is_known: bool) -> tuple[str, str, str, str, Moments | None]:
         """The texts of dtype, fill, rule and origin, and the moments to expect where they are known."""
         fill, rule, shape = step.fill, step.rule, step.site.shape
+        # By identity: the hash of a rule would go through all its selectors and its initializer, at each step anew. Ids
+        # are given again when their objects are gone, so this must not outlive the plan, which holds them.
         key = id(fill), id(rule), shape, dtype, is_known
         if (known := self._known.get(key)) is None:
             moments = expected_of(fill, shape, dtype) if is_known else None

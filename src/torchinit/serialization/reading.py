@@ -149,6 +149,9 @@ def kind_of(hint: Hint) -> Kind:
 def _kind_of(hint: Any) -> Kind:
     origin, arguments = get_origin(hint), get_args(hint)
     if alternatives(hint) != (hint,):
+        # The first member that fits is read, so the order of a union counts: of int | float a whole number stays one.
+        # Only the outermost form is looked at: of two kinds of tables, or of lists, always the first would be read, and
+        # its mistakes told, so no annotation may have two of them.
         kinds = [kind_of(each) for each in alternatives(hint)]
         return Kind(
             lambda reader: " or ".join(kind.describe(reader) for kind in kinds),
