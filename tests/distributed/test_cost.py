@@ -106,8 +106,14 @@ def test_of_a_stack_only_the_matrices_that_are_here_are_computed(
     site, mesh = Site("experts.w", (8, 16, 16)), Partition((ranks,), ("ep",))
     planned = make_plan([site], [Rule(Name("**"), Stacked(Orthogonal()))])
     assert len(cost_of(planned, mesh, given({})).whole) == matrices
-    factorized, qr = [], torch.linalg.qr
-    monkeypatch.setattr(torch.linalg, "qr", lambda matrix: (factorized.append(matrix.shape), qr(matrix))[1])
+    factorized: list[tuple[int, ...]] = []
+    qr = torch.linalg.qr
+
+    def counted(matrix: torch.Tensor) -> object:
+        factorized.append(tuple(matrix.shape))
+        return qr(matrix)
+
+    monkeypatch.setattr(torch.linalg, "qr", counted)
     local = torch.empty(mesh.local_shape(site, (0,)))
     write(planned.steps[0].fill, Shard(site.name, local, site.shape, (0, 0, 0)), Keyed(0))
     assert factorized == [(16, 16)] * matrices

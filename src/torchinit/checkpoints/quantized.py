@@ -259,8 +259,8 @@ def _bases(key: str) -> Iterator[tuple[str, frozenset[str]]]:
     """The names of a key without the words of quantization at its end, one, two and so on, or before its leaf."""
     # A companion is called as its weight is, with words behind that: of "q.weight_scale_inv" the ends are taken off,
     # word by word, and what is left each time may be the weight, "q.weight_scale" and "q.weight". A word that the
-    # tables lack ends it: in "attn.scale_net.bias" the last one does. A few formats put the word before the leaf. No
-    # name has more than eight of them, which bounds what a long key costs.
+    # tables lack ends it: in "attn.scale_net.bias" the last one does. A few formats put the word before the leaf. At
+    # most eight are taken off, which bounds what a long key costs.
     words = set[str]()
     for word in reversed([*re.finditer(r"([^._:]+)(?:_\d+)?(?=[._:]|$)", key)][-8:]):
         if not _WORDS.fullmatch(word[1].lower()):

@@ -145,7 +145,8 @@ def test_subnormal_values(engine: Engine, params: tuple[float, float]) -> None:
 
 @every_engine
 def test_values_that_rounding_puts_below_a_bound_of_zero(engine: Engine) -> None:
-    box, what = Boxed((1 << 18,), (0,), (1 << 18,)), ("truncated", (50.0, 1000.0, 0.0, 1.0))
+    box = Boxed((1 << 18,), (0,), (1 << 18,))
+    what: What = ("truncated", (50.0, 1000.0, 0.0, 1.0))
     out, expected = torch.empty(1 << 18), torch.empty(1 << 18)
     torch_engine.fill(make_task(what, torch.float32, box, expected))
     engine(make_task(what, torch.float32, box, out))
