@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from torchinit.initializers import (
     Sparse,
     Stacked,
 )
-from torchinit.initializers.base import ScaledFill, StackedFill
+from torchinit.initializers.base import ScaledFill, StackedFill, is_initializer
 from torchinit.model import Shard, Site
 from torchinit.noise import Keyed, Noise
 from torchinit.plans import make_plan, run
@@ -292,3 +293,15 @@ def test_what_no_run_can_write_stays_so_by_a_factor() -> None:
     with pytest.raises(RunError, match="w: only its own code can write it"):
         run(make_plan([Site("w", (2,))], [Rule(Name("w"), fill)]), {"w": Shard.whole("w", torch.empty(2))}, Keyed(0))
     assert not Constant(1.0).obstacle
+
+
+class _NoFormula:
+    resolve = None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Normal(), Normal, _NoFormula(), _NoFormula, Path(), Path, "resolve", 0.0, None, {}, [], torch.empty(2), len],
+)
+def test_what_an_initializer_is_told_by_is_what_isinstance_asks(value: object) -> None:
+    assert is_initializer(value) is isinstance(value, Initializer)

@@ -8,11 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchinit.initializers.statistics import is_shuffled
 from torchinit.linting import target as module
-from torchinit.linting.target import Statistics, compute_statistics
+from torchinit.linting.target import LintTarget, Statistics, compute_statistics
+from torchinit.plans import Plan, Report
+from torchinit.tracing import Trace
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -90,6 +92,26 @@ def test_rows_and_columns_have_one_digest_where_they_are_equal() -> None:
     stats = compute_statistics(values)
     assert (stats.rows.unsqueeze(0) == stats.rows.unsqueeze(1)).sum() == 6 + 2
     assert (stats.columns.unsqueeze(0) == stats.columns.unsqueeze(1)).sum() == 4 + 2
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, *DTYPES])
+def test_moments_of_all_tensors_at_once_are_those_of_each(dtype: torch.dtype) -> None:
+    model = nn.Module()
+    for at, values in enumerate(
+        (drawn(7, 5), torch.zeros(3), drawn(40, seed=1).t(), torch.empty(0), torch.tensor(2.0))
+    ):
+        model.register_buffer(f"b{at}", values.to(dtype))
+    model.register_buffer("away", torch.empty(3, device="meta"))
+
+    def found(*, at_once: bool) -> list[tuple[object, ...]]:
+        target = LintTarget(model, Plan(), Report(), {}, Trace())
+        if at_once:
+            target.measure()
+            assert all("moments" in vars(linted) for linted in target.tensors if linted.values is not None)
+        stats = [linted.statistics for linted in target.tensors]
+        return [(each.numel, each.zeros, each.min, each.max, each.mean, each.std, each.digest) for each in stats]
+
+    assert str(found(at_once=True)) == str(found(at_once=False))  # as text, since NaN is not itself
 
 
 def test_empty_and_scalar() -> None:

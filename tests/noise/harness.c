@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-uint64_t torchinit_fill(const job *jobs, uint64_t n, int threads, int set, int check);
+int torchinit_fill(const job *jobs, int n, int threads, int set, int check);
 int torchinit_can_run(int set);
 uint64_t torchinit_sums(const stretch *of, uint64_t n, int threads, int set, shifted *s);
 uint64_t torchinit_largest(const char *data, int width, uint64_t n, int threads, int set);

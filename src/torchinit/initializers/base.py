@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeGuard, final, runtime_checkable
 
 import torch
 
@@ -37,6 +37,11 @@ class Initializer(Protocol):
 
         Raises ValueError (for example FanError) when the formula has no answer for such a site.
         """
+
+
+def is_initializer(value: object) -> TypeGuard[Initializer]:
+    """Whether a value is one by the test of ``isinstance``, which takes Python 3.11 a hundred times as long."""
+    return getattr(value, "resolve", None) is not None
 
 
 def fill_of(init: Initializer, site: Site) -> Fill | None:

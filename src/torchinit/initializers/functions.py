@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from torchinit._text import closest, short_repr
 from torchinit.errors import RunError
-from torchinit.initializers.base import Initializer
+from torchinit.initializers.base import Initializer, is_initializer
 from torchinit.initializers.elementwise import Constant, Normal, TruncNormal, Uniform
 from torchinit.initializers.matrices import Dirac, Identity, Orthogonal, RegionFill, Sparse
 from torchinit.initializers.statistics import magnitude
@@ -208,7 +208,7 @@ def as_initializer(value: Any) -> Initializer:
     (Xavier(gain=1.0, distribution='uniform', fans='torch'), Normal(mean=0.0, std=0.02))
     """
     # Classes and paths have a method resolve, as initializers do, and some mappings every attribute.
-    if isinstance(value, Initializer) and not isinstance(value, (type, os.PathLike, Mapping)):
+    if is_initializer(value) and not isinstance(value, (type, os.PathLike, Mapping)):
         return value
     if callable(value) and not isinstance(value, (type, nn.Module)):
         return _twin(value) or Code(value)

@@ -301,14 +301,15 @@ def is_shuffled(values: Tensor) -> bool:
     # good a draw as any; the order is free of it. How it can fail: noise with a pattern laid over it passes, and drawn
     # values that were sorted, or rounded to a handful of numbers, do not, so that copies of those are not found.
     numbers_of_dtype = 1 / torch.finfo(values.dtype).eps if values.is_floating_point() else math.inf
-    if values.dim() > 1:  # neighbours from the middle
+    if values.numel() < FEWEST:
+        return False
+    if values.dim() > 1 and values.numel() > _SAMPLE:  # neighbours from the middle
         rows = -(-_SAMPLE * len(values) // values.numel())
         values = values[max(0, (len(values) - rows) // 2) :][:rows]
     flat = values.reshape(-1)
-    sample = flat[max(0, (len(flat) - _SAMPLE) // 2) :][:_SAMPLE].to(torch.float64)
-    number = len(sample)
-    if number < FEWEST:
-        return False
+    if flat.numel() > _SAMPLE:
+        flat = flat[(len(flat) - _SAMPLE) // 2 :][:_SAMPLE]
+    sample, number = flat.to(torch.float64), flat.numel()
     steps = sample.diff()
     turns = int((steps[1:] * steps[:-1] < 0).sum())
     expected, spread = 2 * (number - 2) / 3, math.sqrt((16 * number - 29) / 90)

@@ -96,6 +96,8 @@ def lint(
     # Many small tensors: a moment's work, of which the collector would take a fifth. Large ones may take minutes.
     is_short = sum(linted.site.numel for linted in target.tensors) <= _SHORT
     with collector_paused() if is_short else nullcontext():
+        if "values" in given.intersection(check.needs for check in checks):
+            target.measure()
         findings = [
             check.finding(hit._replace(line=hit.line or target.line(hit.site)))
             for check in checks

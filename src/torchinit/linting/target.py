@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torchinit.initializers.statistics import is_shuffled, measure
+from torchinit.initializers.statistics import Moments, is_shuffled, measure, measure_each
 from torchinit.knowledge.following import chains, with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.model.dtensor import is_distributed, local_part
@@ -75,10 +75,10 @@ class Statistics:
         return max(abs(self.min), abs(self.max))
 
 
-def compute_statistics(tensor: Tensor) -> Statistics:
+def compute_statistics(tensor: Tensor, moments: Moments | None = None) -> Statistics:
     """The statistics of a tensor; of a complex one those of its real and imaginary parts, with one more dimension.
 
-    The columns of more than two dimensions run along the second.
+    The columns of more than two dimensions run along the second. ``moments`` are the tensor's, if they are known.
     """
     # A digest is a linear hash modulo 2^64: the digest of a row is the sum of its elements' bits, each times the key of
     # its column, and that of the tensor the sum of those of the rows, each times the key of the row; columns go the
@@ -88,50 +88,51 @@ def compute_statistics(tensor: Tensor) -> Statistics:
     # 63, so that rows of 1 and -1 would differ by the parity of their signs alone, and `_bits` folds their upper half
     # into the lower one first. Equal tensors are compared bit by bit afterwards; equal rows and columns are not.
     values = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-    moments = measure(values)
+    moments = moments or measure(values)
     if moments is None:
         return Statistics()
-    matrix = values if values.dim() > 1 else values.view(-1, 1)
     low, high, mean, std = (float(each or 0) for each in (moments.min, moments.max, moments.mean, moments.std))
     if low == high == 0:  # as half of the tensors of a fresh model are; all their digests are 0
         lengths = values.shape[:2] if values.dim() > 1 else ()
         nothing = (torch.zeros(length, dtype=torch.int64, device="cpu") for length in lengths)
         return Statistics(values.numel(), 0, 0, values.numel(), 0, low, high, mean, std, 0, False, *nothing)
     smallest = torch.finfo(values.dtype).smallest_normal if values.is_floating_point() else 0.0
-    counts: Counter[str] = Counter()
-    column_keys = _keys(0, matrix[0].numel(), values.device)
-    columns, digest, rows = torch.zeros_like(column_keys), 0, []
-    for start, chunk in _chunks(matrix):
+    is_finite = max(-low, high) < math.inf  # which no comparison with NaN is
+    nan = infinite = zeros = tiny = digest = 0
+    first, *others = values.shape or (1,)
+    column_keys = _keys(0, math.prod(others), values.device)
+    rows, columns = list[Tensor](), None
+    for start, chunk in _chunks(values, first):
         bits = _bits(chunk)
         sizes = chunk.to(torch.float64, copy=True).abs_()  # a copy, since a chunk may be the tensor itself
-        least, most = map(float, torch.aminmax(sizes))
-        if not (least >= max(smallest, 5e-324) and most < math.inf):  # "not", since a comparison with NaN is false
+        if not (is_finite and float(sizes.min()) >= max(smallest, 5e-324)):
             zero = sizes == 0
             bits = bits.masked_fill(zero, 0)  # the sign of a zero says nothing
-            counts["zeros"] += int(zero.sum()) if most else zero.numel()
-            if not most < math.inf:
-                counts.update(nan=int(sizes.isnan().sum()), infinite=int(sizes.isinf().sum()))
-            if most:
-                counts["tiny"] += int(((sizes < smallest) & ~zero).sum())
-        keys, digests = _keys(start, len(chunk), values.device), torch.mv(bits, column_keys)
-        columns += torch.mv(bits.T, keys)
+            zeros += int(zero.sum())
+            tiny += int(((sizes < smallest) & ~zero).sum())
+            if not is_finite:
+                nan, infinite = nan + int(sizes.isnan().sum()), infinite + int(sizes.isinf().sum())
+        keys, digests = _keys(start, bits.shape[0], values.device), torch.mv(bits, column_keys)
         digest += int((digests * keys).sum())
-        if values.dim() > 1:
+        if others:
             rows.append(digests.cpu())
-    length = matrix[0, 0].numel()
-    by_column = columns.view(-1, length) * _keys(0, length, values.device)
+            here = torch.mv(bits.T, keys)
+            columns = here if columns is None else columns.add_(here)
+    length = math.prod(others[1:])
+    by_column = () if columns is None else (columns.view(-1, length) * _keys(0, length, values.device)).sum(1).cpu()
     return Statistics(
-        values.numel(), counts["nan"], counts["infinite"], counts["zeros"], counts["tiny"], low, high, mean, std,
+        values.numel(), nan, infinite, zeros, tiny, low, high, mean, std,
         digest % (1 << 64), low != high and is_shuffled(values),
-        *((torch.cat(rows), by_column.sum(1).cpu()) if rows else ()),
+        *((torch.cat(rows), by_column) if rows else ()),
     )  # fmt: skip
 
 
-def _chunks(matrix: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Parts along the first dimension, each with two dimensions, with the number of its first row."""
-    size = max(1, _CHUNK * len(matrix) // matrix.numel())
-    for start in range(0, len(matrix), size):
-        yield start, matrix[start : start + size].flatten(1).contiguous()
+def _chunks(values: Tensor, length: int) -> Iterator[tuple[int, Tensor]]:
+    """Parts along the first dimension, of that length, each with two dimensions and the number of its first row."""
+    size = max(1, _CHUNK * length // values.numel())
+    for start in range(0, length, size):
+        part = values if size >= length else values[start : start + size]
+        yield start, part.reshape(min(size, length - start), -1).contiguous()
 
 
 def _keys(start: int, size: int, device: torch.device) -> Tensor:
@@ -205,7 +206,12 @@ class LintedTensor:
     def statistics(self) -> Statistics:
         """The statistics of the values; those of no values where there are none."""
         values = self.values
-        return Statistics() if values is None else compute_statistics(values)
+        return Statistics() if values is None else compute_statistics(values, self.moments)
+
+    @cached_property
+    def moments(self) -> Moments | None:
+        """The moments of the values; :meth:`LintTarget.measure` takes those of all tensors at once."""
+        return None if self.values is None else measure(self.values)
 
     @property
     def is_parameter(self) -> bool:
@@ -314,6 +320,12 @@ class LintTarget:
             past = tuple(writes[self.trace.aliases.get(site.name, site.name)])
             tensors.append(LintedTensor(site, holders, is_loaded, past))
         return tuple(tensors)
+
+    def measure(self) -> None:
+        """Take the moments of all values in one call of the kernel, where one a tensor would be a tenth of the time."""
+        here = [(linted, linted.values) for linted in self.tensors if linted.values is not None]
+        for (linted, _), moments in zip(here, measure_each([values] for _, values in here), strict=True):
+            vars(linted)["moments"] = moments  # where the property looks first
 
     @cached_property
     def drawn(self) -> tuple[LintedTensor, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import torchinit._limits as limits
 from torchinit._text import closest, did_you_mean, short_repr
 from torchinit.errors import ConfigError
-from torchinit.initializers.elementwise import Initializer
+from torchinit.initializers.base import Initializer, is_initializer
 from torchinit.initializers.functions import Function, meanings, spelling, synonyms
 from torchinit.initializers.variance_scaling import Neutral
 from torchinit.plans.plan import Plan
@@ -239,13 +239,16 @@ def _scheme(data: Mapping[Any, Data], path: str, reader: RecipeReader) -> Iterat
         return
     for rule in rules:
         where = Within(within) & rule.where if within else rule.where
-        yield replace(rule, where=where, optional=rule.optional or optional)
+        yield replace(rule, where=where, optional=rule.optional or optional) if within or optional else rule
 
 
 def _is_entry(data: Mapping[Any, Data]) -> bool:
     """Whether a table is one entry, even without its type, and not a table of initializers by name."""
-    plain = not any(isinstance(item, (Mapping, Initializer)) or callable(item) for item in data.values())
-    return bool({"type", "where"} & data.keys()) or (plain and bool(SELECTING & data.keys()))
+    if {"type", "where"} & data.keys():
+        return True
+    return bool(SELECTING & data.keys()) and not any(
+        isinstance(item, Mapping) or is_initializer(item) or callable(item) for item in data.values()
+    )
 
 
 def _by_name(glob: Any, item: Data, path: str, reader: RecipeReader) -> Iterator[Rule]:
@@ -316,7 +319,7 @@ def check_recipe(recipe: object) -> None:
     remedy = next((text for kind, text in _REMEDIES.items() if isinstance(recipe, kind)), "")
     if is_state_dict(recipe):
         remedy = "this is a state dict, not a recipe; to load it, write Rule('**', Pretrained(state_dict))"
-    elif not (remedy or isinstance(recipe, (Rule, Initializer, Iterable)) or callable(recipe)):
+    elif not (remedy or isinstance(recipe, (Rule, Iterable)) or is_initializer(recipe) or callable(recipe)):
         remedy = _NOT_A_RECIPE
     if remedy:
         raise TypeError(remedy.format(recipe, short=short(recipe)))

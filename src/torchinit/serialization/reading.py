@@ -206,7 +206,8 @@ def _object(hint: Any) -> Kind:
 
     def fits(data: Data, reader: Reader) -> bool:
         if words := reader.vocabularies.get(hint):
-            return isinstance(data, (Mapping, hint)) or (words.bare is not None and _is_scalar(data))
+            # The type last, since Python 3.11 takes long to tell whether an object follows a protocol.
+            return isinstance(data, Mapping) or (words.bare is not None and _is_scalar(data)) or isinstance(data, hint)
         return isinstance(data, Mapping if is_dataclass(hint) else hint)
 
     def read(data: Data, path: str, reader: Reader) -> Any:

@@ -205,12 +205,13 @@ static void run(const job *jobs, uint64_t n, int threads, piece_fn *fn) {
 }
 
 /* Draws all jobs, none of them empty. Returns n; or, where it is asked to check, with nothing drawn, the number of the first
-   that lies in memory that cannot be written. Jobs that share memory take effect in their order. */
-uint64_t torchinit_fill(const job *jobs, uint64_t n, int threads, int set, int check) {
-    uint64_t bad = check ? first_unwritable(jobs, n) : n;
+   that lies in memory that cannot be written. Jobs that share memory take effect in their order. The arguments are of the
+   types that ctypes takes bytes and ints for if nothing is declared: looking declarations up costs a third of a small draw. */
+int torchinit_fill(const job *jobs, int n, int threads, int set, int check) {
+    int bad = check ? (int)first_unwritable(jobs, n) : n;
     if (bad < n) return bad;
     if (threads < 2 || n == 1 || apart(jobs, n)) run(jobs, n, threads, SETS[set].fn);
-    else for (uint64_t i = 0; i < n; i++) run(jobs + i, 1, threads, SETS[set].fn);
+    else for (int i = 0; i < n; i++) run(jobs + i, 1, threads, SETS[set].fn);
     return n;
 }
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from torchinit.errors import RunError
 from torchinit.noise.distributions import PACKED, Draw
 from torchinit.noise.engines.tasks import COMMON, FillTask, ValueSums, is_plain, is_stretch, ravel, strides
 
-ABI = "torchinit-stream-1/abi-5"
+ABI = "torchinit-stream-1/abi-6"
 LIBRARY = Path(__file__).parents[1] / "csrc" / "_kernel.so"
 """Where ``build.py`` puts it."""
 
@@ -77,15 +77,17 @@ class Kernel:
         """The same for one such tensor: of a small one more than half of the time is what is done beside the draw."""
         if count := out.numel():
             job = _STRETCH.pack(out.data_ptr(), 0, count, key, _DTYPES[out.dtype], 1, draw.packed, count, 1, 1)
-            self._run(job, [out], threads, check=not out.untyped_storage().resizable())
+            check = not out.untyped_storage().resizable()
+            if not self.library.torchinit_fill(job, 1, threads, self.instruction_set, check):
+                raise _unwritable(out)
+            increment_version(out)
 
     def _run(self, jobs: bytes, outs: Sequence[Tensor], threads: int, *, check: bool) -> None:
         count = len(jobs) // _JOB.size
         done = self.library.torchinit_fill(jobs, count, threads, self.instruction_set, check)
         if done < count:
-            bad = [out for out in outs if out.numel()][done]
-            raise RunError(f"a tensor of shape {list(bad.shape)} lies in memory that cannot be written")
-        torch.autograd.graph.increment_version(outs)
+            raise _unwritable([out for out in outs if out.numel()][done])
+        increment_version(outs)
 
     def sums(self, tensors: Sequence[Tensor], threads: int) -> list[ValueSums]:
         """The sums of each of some simple tensors that are not empty; of the first ones, if memory is short."""
@@ -108,7 +110,11 @@ class Kernel:
         The target is not in the caches afterwards. It must be memory that can be written.
         """
         self.library.torchinit_copy(out.data_ptr(), values.data_ptr(), out.nbytes, threads, self.instruction_set)
-        torch.autograd.graph.increment_version(out)
+        increment_version(out)
+
+
+def _unwritable(out: Tensor) -> RunError:
+    return RunError(f"a tensor of shape {list(out.shape)} lies in memory that cannot be written")
 
 
 def _may_be_read_only(outs: Sequence[Tensor]) -> bool:
@@ -141,8 +147,8 @@ def load(path: Path = LIBRARY) -> Kernel | None:
 def _declare(library: ctypes.CDLL) -> None:
     number, count, place = ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p
     library.torchinit_set_name.restype = ctypes.c_char_p
+    # Of torchinit_fill nothing is declared: it takes what ctypes makes of bytes and ints by itself, in less time.
     for name, result, arguments in (
-        ("fill", count, [ctypes.c_char_p, count, number, number, number]),
         ("sums", count, [ctypes.c_char_p, count, number, number, ctypes.c_char_p]),
         ("largest", count, [place, number, count, number, number]),
         ("copy", None, [place, place, count, number, number]),
