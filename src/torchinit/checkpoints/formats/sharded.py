@@ -11,6 +11,7 @@ from torch import Tensor
 
 import torchinit._limits as limits
 from torchinit._files import read_bounded
+from torchinit._text import abbreviate, count
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
 from torchinit.checkpoints.hub.urls import member_of
 from torchinit.errors import CheckpointError
@@ -21,7 +22,8 @@ from torchinit.serialization.json import unique_json
 class ShardedCheckpoint(Checkpoint):
     """The files of an ``*.index.json``, each opened when one of its tensors is asked for.
 
-    Raises CheckpointError for an index that points out of its folder.
+    Files that are not there are in ``gone`` and noted; those of an address are fetched when they are needed. Raises
+    CheckpointError for an index that points out of its folder.
     """
 
     format = "sharded"
@@ -33,6 +35,12 @@ class ShardedCheckpoint(Checkpoint):
         self._sources = {file: member_of(source, file) for file in sorted(set(self._entries.values()))}
         if len(self._sources) > limits.FILES:
             raise CheckpointError(f"{path}: names more than {limits.FILES:,} files")
+        is_here = "://" not in source or source.startswith("file://")
+        self.gone: list[str] = [file for file in self._sources if is_here and not (path.parent / file).is_file()]
+        if self.gone:  # no error: of a model that is spread over machines each may have the files of its own part
+            which = f"{len(self.gone)} of the {count(len(self._sources), 'file')} that the index names"
+            verb = "is" if len(self.gone) == 1 else "are"
+            self.notes = (f"{which} {verb} not there: {abbreviate(self.gone, limits.HINTS)}",)
         self._files: dict[str, Checkpoint] = {}
         self._failed: dict[str, CheckpointError] = {}  # so that what cannot be opened is not tried for each tensor
 
