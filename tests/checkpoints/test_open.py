@@ -147,3 +147,5 @@ def test_files_of_an_index_that_are_not_there(tmp_path: Path, caplog: pytest.Log
     rule = Rule(Name("**"), Pretrained(str(tmp_path)))
     (account,) = make_plan([Site("0.weight", (1,)), Site("2.weight", (1,))], [rule]).loads
     assert (account.doubts, account.found) == ((text,), 2)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": 300 * "x"}}))
+    assert open_checkpoint(tmp_path).notes[0].startswith("1 of the 1 file that the index names is not there: xxx")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ class ShardedCheckpoint(Checkpoint):
         if len(self._sources) > limits.FILES:
             raise CheckpointError(f"{path}: names more than {limits.FILES:,} files")
         is_here = "://" not in source or source.startswith("file://")
-        self.gone: list[str] = [file for file in self._sources if is_here and not (path.parent / file).is_file()]
+        self.gone: list[str] = [file for file in self._sources if is_here and not _is_file(path.parent / file)]
         if self.gone:  # no error: of a model that is spread over machines each may have the files of its own part
             which = f"{len(self.gone)} of the {count(len(self._sources), 'file')} that the index names"
             verb = "is" if len(self.gone) == 1 else "are"
@@ -66,6 +67,12 @@ class ShardedCheckpoint(Checkpoint):
         if file in self._failed:
             raise self._failed[file]
         return self._files[file]
+
+
+def _is_file(path: Path) -> bool:
+    with suppress(OSError):  # its name may be too long
+        return path.is_file()
+    return False
 
 
 def read_index(path: Path) -> dict[str, str]:
