@@ -39,6 +39,7 @@ COMMON: dict[str, Any] = {
     "views of a piece": {"a": BASE, "b": BASE[3:7], "c": BASE.view(3, 4).t(), "d": BASE[::2], "e": BASE[:1].expand(5)},
     "sizes": {"none": torch.empty(0, 3), "one": torch.tensor(2.0), "list": [torch.ones(2), 1, "x", None, True]},
     "learning": {"a": torch.ones(2, requires_grad=True)},
+    "memory itself": {"a": torch.ones(2), "memory": torch.ones(3)._typed_storage()},
     "one alone": torch.ones(2),
     "the same twice": OrderedDict.fromkeys("ab", {"w": BASE}),
 }  # fmt: skip
@@ -60,13 +61,17 @@ def saved(path: Path, content: Any) -> Path:
 
 def assert_same(ours: Any, theirs: Any) -> None:
     assert type(ours) is type(theirs)
-    assert getattr(ours, "__dict__", None) == getattr(theirs, "__dict__", None)
+    if not isinstance(ours, torch.TypedStorage):
+        assert getattr(ours, "__dict__", None) == getattr(theirs, "__dict__", None)
     if isinstance(ours, Tensor):
         assert torch.equal(ours, theirs)
         for about in ("dtype", "requires_grad", "is_leaf", "_backward_hooks"):
             assert getattr(ours, about) == getattr(theirs, about)
         assert (ours.stride(), ours.storage_offset()) == (theirs.stride(), theirs.storage_offset())
         assert ours.untyped_storage().nbytes() == theirs.untyped_storage().nbytes()
+    elif isinstance(ours, torch.TypedStorage):
+        assert ours._untyped_storage.tolist() == theirs._untyped_storage.tolist()
+        assert ours.dtype == theirs.dtype
     elif isinstance(ours, dict):
         assert [*ours] == [*theirs]
         assert_same([*ours.values()], [*theirs.values()])

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import TypedStorage
 
 from torchinit.checkpoints.formats.pickle_audit import COMMON
 from torchinit.checkpoints.formats.zip_audit import Audited
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A piece of the mapped file, as the function that makes tensors of it asks for its parts."""
-
-    dtype: torch.dtype
-    _untyped_storage: torch.UntypedStorage
-
-
-def _tensor(piece: _Piece, offset: int, size: Any, stride: Any, requires_grad: bool, hooks: Any) -> torch.Tensor:
+def _tensor(memory: TypedStorage, offset: int, size: Any, stride: Any, requires_grad: bool, hooks: Any) -> torch.Tensor:
     """A tensor as ``torch._utils._rebuild_tensor_v2`` makes it, which looks for fake modes each time."""
-    made: Any = torch._utils._rebuild_tensor(piece, offset, size, stride)
+    made: Any = torch._utils._rebuild_tensor(memory, offset, size, stride)
     made.requires_grad = requires_grad
     made._backward_hooks = hooks
     return made  # type: ignore[no-any-return]  # what torch makes is not annotated
@@ -40,16 +32,17 @@ class _Common(pickle.Unpickler):
         super().__init__(io.BytesIO(audited.common))
         self._file: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
         self._places = audited.places
-        self._pieces: dict[str, _Piece] = {}
+        self._pieces: dict[str, TypedStorage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         known = COMMON[f"{module}.{name}"]
         return _tensor if known is torch._utils._rebuild_tensor_v2 else known
 
-    def persistent_load(self, wanted: Any) -> _Piece:
+    def persistent_load(self, wanted: Any) -> TypedStorage:
         _, dtype, key, _, _ = wanted
         if key not in self._pieces:
-            self._pieces[key] = _Piece(dtype, self._file[self._places[key]])
+            piece = self._file[self._places[key]]
+            self._pieces[key] = TypedStorage(wrap_storage=piece, dtype=dtype, _internal=True)
         return self._pieces[key]
 
 

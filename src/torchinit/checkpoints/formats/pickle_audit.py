@@ -6,8 +6,9 @@ written as hexadecimal time and again. So the operations are followed here first
 
 How it can fail: an operation that torch's unpickler learns is refused until it is added to ``_OPERATIONS``, as is a
 function that ``torch.save`` begins to write until it is in ``TENSORS``. Neither opens a hole, since torch's own list
-of what may be called stands behind this one. Cheaper ways do not do: a bound on the length of a pickle misses bombs of
-three hundred bytes, and a child process under limits would import torch for each file.
+of what may be called stands behind this one, or ``COMMON``, where nothing else is asked for. Cheaper ways do not do: a
+bound on the length of a pickle misses bombs of three hundred bytes, and a child process under limits would import torch
+for each file.
 """
 
 from __future__ import annotations
