@@ -100,3 +100,46 @@ def test_what_is_well_is_loaded(tmp_path: Path) -> None:
     model, _ = planned(path := write("safetensors", tmp_path, held))
     initialize(model, Rule(Name("**"), Pretrained(str(path))))
     assert all(torch.equal(model.state_dict()[key], value) for key, value in held.items())
+
+
+# --- what cannot be undone is told -----------------------------------------------------------------------------------
+
+
+class _Failing:
+    """A stand-in for the copy of a large tensor, which ends at the second one."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.left, self.error = 1, error
+
+    def __call__(self, values: Tensor, out: Tensor) -> None:
+        if not self.left:
+            raise self.error("stop")
+        self.left -= 1
+        out.copy_(values)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_of_the_copy(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The note has every name once, and those that it calls written are."""
+    names = [f"{at}.weight" for at in range(4)]
+    held = {name: torch.rand(5_000_000) for name in names}
+    model = nn.Sequential(*(nn.PReLU(5_000_000) for _ in names))
+    plan = make_plan(sites(model), [Rule(Name("**"), Pretrained(str(write("safetensors", tmp_path, held))))])
+    monkeypatch.setattr(tensor_fill, "transfer", _Failing(error))
+    with pytest.raises(error, match="stop") as caught:
+        run(plan, local_shards(model), Keyed(0))
+    told = "each of the others holds its old values, new ones or both: 1.weight, 2.weight, 3.weight"
+    assert caught.value.__notes__ == [f"1 of 4 sites had been written by then (0.weight); {told}"]
+    state = model.state_dict()
+    assert [name for name in names if torch.equal(state[name], held[name])] == ["0.weight"]
+
+
+def test_a_file_that_is_written_to_while_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("safetensors", tmp_path, values())
+    model, plan = planned(path)
+    monkeypatch.setattr(tensor_fill, "transfer", lambda values, out: os.truncate(path, 1000))
+    with pytest.raises(TorchinitError, match="has been written to since it was opened") as caught:
+        run(plan, local_shards(model), Keyed(0))
+    assert "0 of 5 sites had been written by then; each of the others" in caught.value.__notes__[0]

@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from torchinit import Name, Pretrained, Rule, open_checkpoint
 from torchinit.checkpoints.hub.cache import read_pins
 from torchinit.checkpoints.open import forget, open_cached
 from torchinit.errors import CheckpointError, FetchError
+from torchinit.model import Site
+from torchinit.plans import make_plan
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +124,28 @@ def test_the_hash_of_an_index_is_not_enough(tmp_path: Path, monkeypatch: pytest.
     assert open_cached(index, sha256=sha256_of(index).upper()).read("b") == 2.0
     with pytest.raises(FetchError, match="is not the file that was asked for"):
         open_cached(index, sha256=64 * "0")
+
+
+def test_files_of_an_index_that_are_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All are told when it is opened; what lies in the others can be loaded, with a doubt in the account."""
+    for number in range(4):
+        a_file(tmp_path / f"{number}.safetensors", float(number), f"{number}.weight")
+    weight_map = {f"{number}.weight": f"{number}.safetensors" for number in range(4)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert not open_checkpoint(tmp_path).notes
+    (tmp_path / "1.safetensors").unlink()
+    (tmp_path / "3.safetensors").unlink()
+    text = "2 of the 4 files that the index names are not there: 1.safetensors, 3.safetensors"
+    for source in (str(tmp_path), (tmp_path / "model.safetensors.index.json").as_uri()):
+        caplog.clear()
+        checkpoint = open_checkpoint(source)
+        assert checkpoint.notes == (text,)
+        assert [record.getMessage() for record in caplog.records] == [f"{checkpoint.name}: {text}"]
+        assert checkpoint.read("2.weight") == 2
+        with pytest.raises(CheckpointError, match=r"names '3.safetensors', but .* can not be found"):
+            checkpoint.read("3.weight")
+    rule = Rule(Name("**"), Pretrained(str(tmp_path)))
+    (account,) = make_plan([Site("0.weight", (1,)), Site("2.weight", (1,))], [rule]).loads
+    assert (account.doubts, account.found) == ((text,), 2)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": 300 * "x"}}))
+    assert open_checkpoint(tmp_path).notes[0].startswith("1 of the 1 file that the index names is not there: xxx")

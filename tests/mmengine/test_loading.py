@@ -14,7 +14,7 @@ from torch import nn
 
 from torchinit import CheckpointError
 from torchinit.mmengine import BaseModule, _load_checkpoint, load_checkpoint
-from torchinit.mmengine.checkpoints import load_pretrained
+from torchinit.mmengine.checkpoints import load_pretrained, load_state_dict
 
 
 def state(value: float) -> dict[str, torch.Tensor]:
@@ -162,3 +162,17 @@ def test_a_file_without_weights(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "a.pth")
     with pytest.raises(RuntimeError, match="No state_dict found in checkpoint file"):
         load_pretrained(Net(), str(tmp_path / "a.pth"))
+
+
+def test_a_load_that_ends_in_the_middle_tells_so() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    net[1]._register_load_state_dict_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        load_state_dict(net, {name: torch.ones_like(tensor) for name, tensor in net.state_dict().items()})
+    told = "2 of 4 entries had been copied, or found not to fit, by then: the module may be half-loaded"
+    assert caught.value.__notes__ == [told]
+    assert [bool((tensor == 1).all()) for tensor in net.state_dict().values()] == [True, True, False, False]

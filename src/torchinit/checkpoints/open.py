@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,8 @@ from torchinit.noise import Noise
 from torchinit.plans.origin import Origin, Verb
 from torchinit.plans.plan import Plan
 
+_log = logging.getLogger("torchinit")
+
 _MOST: Final = 16
 _OPEN: Final[OrderedDict[tuple[str, str | None, str | None], tuple[Checkpoint, object]]] = OrderedDict()
 """The checkpoints that were opened last by source, each with the file and the pin that this stood for."""
@@ -42,7 +45,8 @@ def open_checkpoint(
     Read are safetensors, files of ``torch.save``, the indices of sharded ones, and NumPy's; in a folder the index or
     the one file of weights. Of nested training checkpoints the weights are found; ``part`` says where they are instead.
     No code in a file is run, unless ``trust`` allows it for a folder of torch.distributed.checkpoint. Sources are those
-    of :func:`fetch`. Raises CheckpointError, and FileNotFoundError for a path where nothing is.
+    of :func:`fetch`. Files that an index names and that are not there are a warning, and an error where they are read.
+    Raises CheckpointError, and FileNotFoundError for a path where nothing is.
 
     >>> import torch
     >>> checkpoint = open_checkpoint({"epoch": 3, "state_dict": {"fc.weight": torch.zeros(2, 3)}})
@@ -61,7 +65,10 @@ def open_checkpoint(
         source, notes = weights_in(os.fspath(source))
         if trust and (path := fetch(source)).is_dir():
             return DistributedCheckpoint(path)
-        return _open(source, part, notes=notes)
+        checkpoint = _open(source, part, notes=notes)
+        if isinstance(checkpoint, ShardedCheckpoint) and checkpoint.gone:  # a plan has it in its account
+            _log.warning("%s: %s", checkpoint.name, checkpoint.notes[0])
+        return checkpoint
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -219,8 +219,8 @@ class _Search:
     def _search(self, views: list[Site]) -> Fill | None:
         """The fill of a site, None where the checkpoint has none for it."""
         site = views[0]
-        own = tuple(self.names.key_of[view.name] for view in views if view.name in self.names.key_of)
-        if any(view.name in self.depth.zero for view in views):
+        own = tuple([self.names.key_of[view.name] for view in views if view.name in self.names.key_of])
+        if self.depth.zero and any(view.name in self.depth.zero for view in views):
             self.used.update(own)
             self.lists["adapted"].append((site.name, "zero, which leads out of a new block"))
             return Constant(0.0)
@@ -241,7 +241,7 @@ class _Search:
             self._note_missing(views, key, adapter)
             return None
         steps = fits.steps_of(adapter)
-        needed = (self.companions.of(*pair, site.dtype, keys) for pair in zip(keys, infos, strict=True))
+        needed = [self.companions.of(*pair, site.dtype, keys) for pair in zip(keys, infos, strict=True)]
         quantized = next(filter(None, needed), None)
         mismatch = self._refused(site, quantized, key, steps) if quantized else fits.misfit(site, infos, key, adapter)
         transposed = any(isinstance(step, Transpose) for step in steps)

@@ -151,9 +151,7 @@ class Loaded(Fill):
                 what = f"is made by {self.adapter} of the model itself, which is written at the same time"
                 raise CheckpointError(f"{what}; give its file, or copies of its tensors")
         for key, box in zip(self.keys, plan.boxes, strict=True):
-            dtype = checkpoint.info(key).dtype
-            widens = dtype.is_floating_point and all(_most(to) >= _most(dtype) for to in (self.dtype or dtype, target))
-            if self.finite or not widens:
+            if self.finite or not self._widens(checkpoint.info(key).dtype, target):
                 self._check_range(key, checkpoint.read(key, box), target)
         if self.adapter and _most(target) < _most(torch.float32):  # what is computed may be larger than what is read
             for piece in self._pieces(shard):
@@ -165,6 +163,10 @@ class Loaded(Fill):
                     f"is one tensor in the model, but {checkpoint.name} holds other values as {other!r} than as"
                     f" {self.keys[0]!r}; let the rule match one of the names, or untie the two"
                 )
+
+    def _widens(self, dtype: torch.dtype, target: torch.dtype) -> bool:
+        """Whether all numbers of a dtype fit into those that they become."""
+        return dtype.is_floating_point and all(_most(to) >= _most(dtype) for to in (self.dtype or dtype, target))
 
     def write(self, shard: Shard, noise: Noise) -> None:
         del noise

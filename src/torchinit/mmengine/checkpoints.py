@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from torchinit._text import abbreviate, did_you_mean, masked
+from torchinit._text import abbreviate, count, did_you_mean, masked
 from torchinit.checkpoints.fits import kind_of
 from torchinit.checkpoints.formats.detect import detect_format, weights_in
 from torchinit.checkpoints.formats.torch_save import load_file
@@ -302,7 +302,12 @@ def _copy(module: nn.Module, state: Mapping[str, Any]) -> _Copied:
                     " missing_keys and unexpected_keys in place"
                 )
 
-    walk(module, start, "")
+    try:
+        walk(module, start, "")
+    except BaseException as error:
+        done = f"{len(seen)} of {count(len(start), 'entry', 'entries')} had been copied, or found not to fit, by then"
+        error.add_note(f"{done}: the module may be half-loaded")
+        raise
     missing, unexpected, mismatched = lists
     return _Copied([key for key in missing if "num_batches_tracked" not in key], unexpected, mismatched, seen)
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from itertools import groupby
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from torchinit._collector import collector_paused
-from torchinit._text import count
+from torchinit._text import abbreviate, count
 from torchinit.errors import RunError
 from torchinit.initializers.elementwise import Constant, Drawn, Fill, write_each
 from torchinit.initializers.source import is_verbatim
@@ -101,12 +101,14 @@ def run(
         for witness in run_observers():
             for step in rest:
                 witness.before_run(step, here[step.site.name])
-        simple.write(noise)
-        seconds = _write_all(rest, here, noise, progress)
-        told = [step for step in plan.steps if step.site.name in here] if rest else []
-        told = told if records else [step for step in told if _is_stored(here[step.site.name])]
-        made = _records(told, here, noise, seconds, stats)
-        made_later = simple.records(plan, stats=stats) if simple.drafts and records else None
+        with _telling_how_far([*simple.drafts, *rest], here) as written:
+            simple.write(noise)
+            written.extend(simple.drafts)
+            seconds = _write_all(rest, here, noise, progress, written)
+            told = [step for step in plan.steps if step.site.name in here] if rest else []
+            told = told if records else [step for step in told if _is_stored(here[step.site.name])]
+            made = _records(told, here, noise, seconds, stats)
+            made_later = simple.records(plan, stats=stats) if simple.drafts and records else None
     report = Report(
         tuple(made),
         untouched=tuple(site.name for site in plan.untouched if site.kind == "parameter" and (site.lack or site.numel)),
@@ -121,6 +123,22 @@ def run(
         lacking=tuple((site.name, site.lack) for site in plan.without_values if site.lack),
     )
     return report.postponed("records", partial(_in_order, plan, made, made_later)) if made_later else report
+
+
+@contextmanager
+def _telling_how_far(steps: Sequence[Any], shards: Mapping[str, Parts]) -> Iterator[list[Any]]:
+    """A list for the steps that are written, in their order; an error or Ctrl-C within gets a note of them."""
+    try:
+        yield (written := list[Any]())
+    except BaseException as error:
+        names = dict.fromkeys(step.site.name for step in steps)
+        left = {step.site.name for step in steps[len(written) :]}  # also of what was to be written over
+        left |= {name for name in names if _is_stored(shards.get(name, ()))}  # which waits for its record
+        done, others = (abbreviate([name for name in names if (name in left) is is_left]) for is_left in (False, True))
+        known, total = len(names) - len(left), count(len(names), "site")
+        rest = f"; each of the others holds its old values, new ones or both: {others}" * bool(left)
+        error.add_note(f"{known} of {total} had been written by then{done and f' ({done})'}{rest}")
+        raise
 
 
 def is_only_ours(steps: Iterable[Step], progress: Progress | None) -> bool:
@@ -146,7 +164,7 @@ def _named(steps: Iterable[Step], shards: Mapping[str, Parts], keying: KeyingObs
 
 
 def _write_all(
-    steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise, progress: Progress | None
+    steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise, progress: Progress | None, written: list[Any]
 ) -> Mapping[str, float]:
     """Write the steps, tell of each, and return the seconds of each site, those of a batch shared by elements."""
     seconds: dict[str, float] = defaultdict(float)
@@ -155,6 +173,7 @@ def _write_all(
         begun = time.perf_counter()
         with unobserved(watched=bool(observers)):
             _write_batch(batch, noise)
+        written += [step for step, _, _ in batch]
         spent, elements = time.perf_counter() - begun, sum(numel for _, _, numel in batch)
         for step, parts, numel in batch:
             seconds[step.site.name] += spent * (numel / elements if elements else 1 / len(batch))
@@ -233,8 +252,7 @@ def _write(fill: Fill, parts: Parts, noise: Noise) -> None:
         fill.write_parts(parts, noise)
 
 
-def _check(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise, agree: Agree | None) -> None:
-    steps = [*steps]
+def _check(steps: Sequence[Step], shards: Mapping[str, Parts], noise: Noise, agree: Agree | None) -> None:
     reasons = {step.site.name: why for step in steps if (why := _obstacle(step, shards.get(step.site.name), noise))}
     by_class: dict[type[Fill], list[tuple[str, Fill, Shard]]] = defaultdict(list)
     preparing = {kind for kind in {type(step.fill) for step in steps} if kind.prepares()}

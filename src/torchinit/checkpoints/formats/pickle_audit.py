@@ -6,8 +6,9 @@ written as hexadecimal time and again. So the operations are followed here first
 
 How it can fail: an operation that torch's unpickler learns is refused until it is added to ``_OPERATIONS``, as is a
 function that ``torch.save`` begins to write until it is in ``TENSORS``. Neither opens a hole, since torch's own list
-of what may be called stands behind this one. Cheaper ways do not do: a bound on the length of a pickle misses bombs of
-three hundred bytes, and a child process under limits would import torch for each file.
+of what may be called stands behind this one, or ``COMMON``, where nothing else is asked for. Cheaper ways do not do: a
+bound on the length of a pickle misses bombs of three hundred bytes, and a child process under limits would import torch
+for each file.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pickle
 import pickletools
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final, Literal, NamedTuple, TypeAlias, cast
@@ -33,7 +35,7 @@ PLAIN: Final[Mapping[str, str]] = {  # the functions that make plain data out of
     "builtins.complex": "number",
     "builtins.set": "table",
     "collections.Counter": "table",
-    "collections.OrderedDict": "table",
+    "collections.OrderedDict": "dict",
     "torch.Size": "tuple",
     "torch.device": "name",
     "torch.serialization._get_layout": "name",
@@ -43,6 +45,15 @@ TENSORS: Final = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.nn.par
     f"torch._utils._rebuild_{name}" for name in _REBUILD.split()
 }
 """The functions that make tensors of memory in the file. torch allows more, which make them of nothing or copy them."""
+COMMON: Final[Mapping[str, Any]] = {  # what the files of most models name, and what each name stands for there
+    "collections.OrderedDict": OrderedDict,
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    **{f"torch.{kind}Storage": dtype for kind, dtype in {
+        "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+        "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+        "Bool": torch.bool,
+    }.items()},
+}  # fmt: skip
 _LEAVES: Final = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|typing\.Any|_?io\.BytesIO|collections\.(deque|defaultdict)|uuid\.UUID"
     r"|pathlib(\._local)?\.\w*Path|datetime\.(datetime|date|time|timedelta|timezone)|decimal\.Decimal|fractions\.Fraction"
@@ -96,14 +107,15 @@ class Memory(NamedTuple):
     nbytes: int
 
 
-def check_pickle(name: str, data: bytes) -> tuple[dict[str, Memory], Leaves]:
-    """The memory that a pickle asks for, by its keys, and the functions and classes that are not to be called.
+def check_pickle(name: str, data: bytes) -> tuple[dict[str, Memory], Leaves, bool]:
+    """The memory that a pickle asks for, by its keys, the functions and classes that are not to be called, and whether
+    it has nothing but what all have: dicts, lists and plain tensors, made in the way of ``torch.save``.
 
     Raises CheckpointError for one that is damaged, and RefusedPickleError, which is one, where it does what
     ``torch.save`` does not, or would take more memory or time than its length explains.
     """
     audit = _Audit(name, io.BytesIO(data)).run()
-    return audit.memory, audit.leaves
+    return audit.memory, audit.leaves, audit.is_common
 
 
 def check_pickles(name: str, file: IO[bytes]) -> tuple[dict[str, Memory], list[str], Leaves]:
@@ -159,6 +171,7 @@ class _Audit:
         self.memory: dict[str, Memory] = {}
         self.texts: list[str] = []
         self.leaves: Leaves = {}
+        self.is_common = True
 
     def run(self) -> _Audit:
         try:
@@ -191,6 +204,7 @@ class _Audit:
         name = _Global(f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{last}")
         if is_leaf(name):
             self.leaves.setdefault(name, "object")
+        self.is_common &= name in COMMON
         self.stack.append(name)
 
     def mark(self) -> None:
@@ -219,6 +233,7 @@ class _Audit:
         self.stack.append(_Object(kind, *content))
 
     def put(self, key: int) -> None:
+        self.is_common &= key <= len(self.memo)  # Python's own unpickler has room for all numbers below
         self.memo[key] = self.stack[-1]
 
     def get(self, key: int) -> None:
@@ -239,7 +254,9 @@ class _Audit:
         self.stack.append(_Object("tuple", weight, items, depth))
 
     def fill(self, items: Sequence[Any], form: Filled) -> None:
-        if type(table := self.stack[-1]) is _Object:
+        table = self.stack[-1]
+        self.is_common &= _kind(table) == ("list" if form == "list" else "dict")
+        if type(table) is _Object:
             table.weight += sum(map(_weight, items))
             if table.kind == "leaf":
                 (leaf,) = table.items
@@ -258,8 +275,12 @@ class _Audit:
             return
         self._check_call(function, arguments.items)
         kind = PLAIN.get(function, "tensor")
-        size = "set" if kind == "table" else kind  # tables of classes are larger than Python's own
+        size = "set" if kind in ("table", "dict") else kind  # tables of classes are larger than Python's own
         self.push_object(kind, size, cost, arguments.items, arguments.depth)
+
+    def make(self) -> None:
+        self.is_common = False
+        self.call()
 
     def _is_of_leaf(self, function: str, items: Sequence[Any]) -> bool:
         """Whether a call makes a leaf, or asks for a method of one."""
@@ -285,7 +306,8 @@ class _Audit:
             self._check_call(inner, given.items)
 
     def build(self) -> None:
-        self.spend(_cost(self.stack.pop()))
+        self.spend(_cost(state := self.stack.pop()))
+        self.is_common &= _kind(state) == _kind(self.stack[-1]) == "dict"
 
     def ask(self) -> None:
         """Ask for memory: ``("storage", kind, key, device, number of elements, ...)``."""
@@ -306,6 +328,10 @@ class _Audit:
         is_much = self.work > _WORK and self.work > _WORK + 64 * self.file.tell()
         if is_much or len(self.stack) > limits.PICKLE_STACK:
             raise refused(self.name, "would make far more than it holds")
+
+
+def _kind(item: Any) -> str:
+    return item.kind if type(item) is _Object else ""
 
 
 def _weight(item: Any) -> int:
@@ -332,7 +358,8 @@ _ACTIONS: Final[Mapping[str, _Action]] = {
     "NONE NEWTRUE NEWFALSE BINFLOAT": lambda audit, _: audit.push(),
     "BININT BININT1 BININT2 LONG1": _Audit.push,
     "BINUNICODE SHORT_BINSTRING": _Audit.push_text,
-    "EMPTY_LIST EMPTY_DICT": lambda audit, _: audit.push_object("table", "table"),
+    "EMPTY_LIST": lambda audit, _: audit.push_object("list", "table"),
+    "EMPTY_DICT": lambda audit, _: audit.push_object("dict", "table"),
     "EMPTY_SET": lambda audit, _: audit.push_object("table", "set"),
     "MARK": lambda audit, _: audit.mark(),
     "EMPTY_TUPLE": lambda audit, _: audit.push_tuple(()),
@@ -347,7 +374,8 @@ _ACTIONS: Final[Mapping[str, _Action]] = {
     "BINPUT LONG_BINPUT": _Audit.put,
     "BINGET LONG_BINGET": _Audit.get,
     "GLOBAL": _Audit.push_global,
-    "REDUCE NEWOBJ": lambda audit, _: audit.call(),
+    "REDUCE": lambda audit, _: audit.call(),
+    "NEWOBJ": lambda audit, _: audit.make(),
     "BUILD": lambda audit, _: audit.build(),
     "BINPERSID": lambda audit, _: audit.ask(),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import torchinit._limits as limits
 from torchinit._files import read_bounded
+from torchinit._text import abbreviate, count
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
 from torchinit.checkpoints.hub.urls import member_of
 from torchinit.errors import CheckpointError
@@ -21,7 +23,8 @@ from torchinit.serialization.json import unique_json
 class ShardedCheckpoint(Checkpoint):
     """The files of an ``*.index.json``, each opened when one of its tensors is asked for.
 
-    Raises CheckpointError for an index that points out of its folder.
+    Files that are not there are in ``gone`` and noted; those of an address are fetched when they are needed. Raises
+    CheckpointError for an index that points out of its folder.
     """
 
     format = "sharded"
@@ -33,6 +36,12 @@ class ShardedCheckpoint(Checkpoint):
         self._sources = {file: member_of(source, file) for file in sorted(set(self._entries.values()))}
         if len(self._sources) > limits.FILES:
             raise CheckpointError(f"{path}: names more than {limits.FILES:,} files")
+        is_here = "://" not in source or source.startswith("file://")
+        self.gone: list[str] = [file for file in self._sources if is_here and not _is_file(path.parent / file)]
+        if self.gone:  # no error: of a model that is spread over machines each may have the files of its own part
+            which = f"{len(self.gone)} of the {count(len(self._sources), 'file')} that the index names"
+            verb = "is" if len(self.gone) == 1 else "are"
+            self.notes = (f"{which} {verb} not there: {abbreviate(self.gone, limits.HINTS)}",)
         self._files: dict[str, Checkpoint] = {}
         self._failed: dict[str, CheckpointError] = {}  # so that what cannot be opened is not tried for each tensor
 
@@ -59,6 +68,12 @@ class ShardedCheckpoint(Checkpoint):
         if file in self._failed:
             raise self._failed[file]
         return self._files[file]
+
+
+def _is_file(path: Path) -> bool:
+    with suppress(OSError):  # its name may be too long
+        return path.is_file()
+    return False
 
 
 def read_index(path: Path) -> dict[str, str]:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 import torchinit._limits as limits
 from torchinit._text import abbreviate, count, did_you_mean
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
+from torchinit.checkpoints.formats.common_pickle import read_common
 from torchinit.checkpoints.formats.pickle_audit import Filled, Leaves, check_pickles, refused
-from torchinit.checkpoints.formats.zip_audit import check_zip, is_zip
+from torchinit.checkpoints.formats.zip_audit import Audited, check_zip, is_zip
 from torchinit.errors import CheckpointError
 from torchinit.model.dtensor import is_distributed
 from torchinit.model.shards import Box
@@ -121,10 +122,12 @@ def load_file(path: Path, map_location: Any = "cpu", *, mapped: bool = True) -> 
     other objects than tensors and plain data.
     """
     zipped = is_zip(path)
-    leaves = check_zip(path) if zipped else check_legacy(path)
+    audited = check_zip(path) if zipped else Audited(check_legacy(path))
     try:
-        with _unmade(leaves):
-            content = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
+        content = read_common(path, audited) if mapped and map_location == "cpu" else None
+        if content is None:
+            with _unmade(audited.leaves):
+                content = torch.load(path, map_location=map_location, weights_only=True, mmap=zipped and mapped)
     except pickle.UnpicklingError as error:
         text = str(error)
         asked = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function|global) ([\w.]+)", text)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 import torchinit._limits as limits
 from torchinit._text import one_line
@@ -37,8 +40,19 @@ def zip_entries(path: Path) -> list[zipfile.ZipInfo]:
         raise CheckpointError(f"{path}: is not a complete zip file (cut short?): {error}") from error
 
 
-def check_zip(path: Path) -> Leaves:
-    """Return what its pickle asks for that is not to be made.
+class Audited(NamedTuple):
+    """What a pickle asks for that is not to be made.
+
+    And if it asks for nothing but what all do, the pickle itself, and where the memory lies that it asks for, by key.
+    """
+
+    leaves: Leaves
+    common: bytes = b""
+    places: Mapping[str, slice] = MappingProxyType({})
+
+
+def check_zip(path: Path) -> Audited:
+    """Return what is known of its pickle.
 
     Raises CheckpointError for a zip that ``torch.save`` did not write: with code in it, compressed, overlapping, with
     names that can be taken for one another, or whose pickle asks for what is not there.
@@ -47,16 +61,27 @@ def check_zip(path: Path) -> Leaves:
     root = _check_names(path, [entry.filename for entry in entries])
     _check_entries(path, entries)
     _check_end(path)
-    _check_headers(path, entries)
+    places = _check_headers(path, entries)
     sizes = {entry.filename.removeprefix(f"{root}/data/"): entry.file_size for entry in entries}
     pickle = next(entry for entry in entries if entry.filename == f"{root}/data.pkl")
-    pieces, leaves = check_pickle(str(path), _content(path, pickle))
+    pieces, leaves, is_common = check_pickle(str(path), content := _content(path, pickle))
     for key, memory in pieces.items():
         if memory.nbytes != (there := sizes.get(key)):
             lies = f"a tensor lies in the {memory.nbytes:,} bytes of {key!r}"
             why = "no such piece is" if there is None else f"{there:,} are"
             raise CheckpointError(f"{path}: {lies}, but {why} in the file")
-    return leaves
+    if not is_common or not _is_usual(path, {entry.filename.removeprefix(f"{root}/"): entry for entry in entries}):
+        return Audited(leaves)
+    return Audited(leaves, content, {key: places[f"{root}/data/{key}"] for key in pieces})
+
+
+def _is_usual(path: Path, entries: Mapping[str, zipfile.ZipInfo]) -> bool:
+    """Whether the version and the order of bytes are those that ``torch.save`` writes on this machine."""
+    usual = {"version": b"3\n", "byteorder": b"little"}
+    return sys.byteorder == "little" and all(
+        name in entries and entries[name].file_size == len(text) and _content(path, entries[name]) == text
+        for name, text in usual.items()
+    )
 
 
 def _content(path: Path, entry: zipfile.ZipInfo) -> bytes:
@@ -98,16 +123,25 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
         at = entry.header_offset + entry.file_size
 
 
-def _check_headers(path: Path, entries: list[zipfile.ZipInfo]) -> None:
-    """Raise CheckpointError where the header before an entry names another one than the table does."""
-    with zipfile.ZipFile(path) as archive:
+def _check_headers(path: Path, entries: list[zipfile.ZipInfo]) -> dict[str, slice]:
+    """Return where the content of each entry is.
+
+    Raises CheckpointError where the header before one names another one than the table does.
+    """
+    places: dict[str, slice] = {}
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         for entry in entries:
             try:
                 archive.open(entry).close()
+                file.seek(entry.header_offset)
+                name, extra = _HEADER.unpack(file.read(_HEADER.size))
+                begin = entry.header_offset + _HEADER.size + name + extra
+                places[entry.filename] = slice(begin, begin + entry.file_size)
             except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, struct.error) as error:
                 raise CheckpointError(
                     f"{path}: {entry.filename} is not what the table of entries says: {error}"
                 ) from error
+    return places
 
 
 def _check_end(path: Path) -> None:
