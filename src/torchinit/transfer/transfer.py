@@ -138,10 +138,11 @@ class Transfer:
     ) -> list[dict[str, Any]]:  # fmt: skip
         """The groups of parameters for a torch optimizer, from the base's learning rate, weight decay and eps.
 
-        Each has ``params``, ``param_names``, ``lr``, ``weight_decay``, for Adam's kind ``eps``, and ``lr_scale``, by
-        which a loop that sets one rate for all has to multiply. Like groups are one, the order is the model's, a tied
-        parameter comes once and a frozen one not at all; globs of ``no_decay`` have none. Under Muon ``optimizer`` says
-        which groups are Adam's (``adam_lr``): all but the hidden matrices.
+        Each has ``params``, ``param_names``, ``lr``, ``weight_decay``, for Adam's kind ``eps`` and the ``base_eps``
+        that it is made of, and ``lr_scale``, by which a loop that sets one rate for all has to multiply. Like groups
+        are one, the order is the model's, a tied parameter comes once and a frozen one not at all; globs of
+        ``no_decay`` have none. Under Muon ``optimizer`` says which groups are Adam's (``adam_lr``): all but the hidden
+        matrices.
 
         Raises ConfigError where every parameter is frozen, and for weight decay under Adam, whose L2 term no rule
         transfers: take AdamW.
