@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from torchinit import Name, Pretrained, Rule, initialize, preserves
+from torchinit import Name, Pretrained, Rule, initialize, plan, preserves
 from torchinit.checkpoints.adapters import Adapter, HyperClone, Net2Wider
 from torchinit.initializers.load_report import LoadReport
 
@@ -132,10 +135,32 @@ def test_torch_s_own_attention(count: int) -> None:
 
 def test_a_file_does_not_tell_the_size_of_its_heads_so_that_is_said() -> None:
     account, is_same = grown(HyperClone(), as_file=True, width=32, heads=8, keys=4)
-    told = "promised if heads are of 4 in the file as in the model, and grow in number: preserves(old, new) tells"
+    told = "promised only if heads are of 4 in the file, too, and grow in number: preserves, or --proof, tells"
     assert account.promise == "function" and is_same and told in account.notes
     account, is_same = grown(HyperClone(), as_file=True, width=32)
     assert account.promise == "function" and is_same and told not in account.notes  # no queries are made anew
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "promise", "is_told"),
+    [
+        ({"hidden_size": 16, "num_attention_heads": 4}, 4, "function", False),
+        ({"hidden_size": 16, "num_attention_heads": 4, "head_dim": 4}, 8, "none", True),
+        ({"hidden_size": 32, "num_attention_heads": 8, "head_dim": 4}, 4, "function", True),  # the new model's
+        ({"hidden_size": 16, "num_attention_heads": 4, "head_dim": 8}, 8, "function", True),  # rows of 16 are no four
+        ({"hidden_size": 16, "num_attention_heads": 4, "qk_nope_head_dim": 4}, 4, "function", True),
+        ({"hidden_size": "16", "num_attention_heads": None}, 4, "function", True),
+        (["no table"], 4, "function", True),
+    ],
+)
+def test_the_config_beside_a_file_tells(tmp_path: Path, config: object, size: int, promise: str, is_told: bool) -> None:
+    save_file(Text().state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    new = Text(width=32, heads=32 // size, keys=16 // size, size=size)
+    rule = Rule(Name("**"), Pretrained(str(tmp_path / "model.safetensors"), adapt={"**": HyperClone()}))
+    (account,) = plan(new, rule).loads
+    assert account.promise == promise
+    assert any("heads" in note for note in account.notes) == is_told
 
 
 def test_rows_that_are_no_heads_tell_that_these_have_changed() -> None:

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
 
-from torch import nn
-
+from torchinit._files import read_bounded
 from torchinit._folding import fold_names
+from torchinit._limits import JSON_BYTES
 from torchinit._text import abbreviate
 from torchinit.checkpoints.adapters.base import Adapter
 from torchinit.checkpoints.adapters.width import Net2Wider, Widening
 from torchinit.checkpoints.formats import Checkpoint
 from torchinit.checkpoints.open import InMemory
 from torchinit.checkpoints.tensor_fill import Loaded
+from torchinit.errors import TorchinitError
 from torchinit.initializers.base import Fill
 from torchinit.initializers.load_report import LoadReport
-from torchinit.knowledge.attention import around, head_sizes
+from torchinit.knowledge.attention import HEAD_COUNTS, HEAD_SIZES, WIDTHS, around, count_in, head_sizes
 from torchinit.model.layouts import Layout
 from torchinit.model.names import normalize
 from torchinit.model.sites import Site
+from torchinit.serialization.json import unique_json
 
 # Each tensor may fit, and the whole be another function: a head's scores are divided by the root of its size and turned
 # by angles that go with it, and which keys a query meets goes with the numbers of both. Shapes have only the product of
-# a size and a number. So the size is looked up in the modules of both models, where both are there; of a file that is
-# taken for granted, and said.
+# a size and a number. So the size is looked up in the modules of both models, where both are there, or in the config of
+# transformers beside a file; of any other file that is taken for granted, and said.
 
 _QUERIES: Final = ("attn.q", "attn.q_up", "attn.qkv")
 _KEYS: Final = ("attn.k", "attn.v", "attn.kv", "attn.kv_up")
@@ -65,9 +70,8 @@ def kept(
     """The account, with a promise that holds in the light of the attentions of the model and of the source."""
     if account.promise != "function":
         return account
-    old = source.model if isinstance(source, InMemory) else None
     found: dict[str, list[Projection]] = defaultdict(list)
-    for each in _projections(fills, sites, file, old):
+    for each in _projections(fills, sites, file, source):
         found[each.place].append(each)
     broken: dict[str, list[str]] = defaultdict(list)
     for place, those in found.items():
@@ -81,16 +85,15 @@ def kept(
     if not unknown:
         return account
     sizes = ", ".join(sorted({str(each.after) for each in unknown if each.after})) or "one size"
-    told = (
-        f"promised if heads are of {sizes} in the file as in the model, and grow in number: preserves(old, new) tells"
-    )
+    told = f"promised only if heads are of {sizes} in the file, too, and grow in number: preserves, or --proof, tells"
     return replace(account, notes=(*account.notes, told))
 
 
 def _projections(
-    fills: Mapping[str, Fill], sites: Mapping[str, Site], file: Checkpoint, old: nn.Module | None
+    fills: Mapping[str, Fill], sites: Mapping[str, Site], file: Checkpoint, source: object
 ) -> Iterator[Projection]:
-    sizes = head_sizes(old) if old is not None else {}
+    old = source.model if isinstance(source, InMemory) else None
+    sizes, config = head_sizes(old) if old is not None else {}, _config_beside(source)
     for name, site in sites.items():
         fill, role = fills.get(name), site.role or ""
         if not isinstance(fill, Loaded) or role not in (*_QUERIES, *_KEYS, "attn.out"):
@@ -104,8 +107,30 @@ def _projections(
             continue
         within, out = axes
         axis = within if role == "attn.out" else out
+        if config and role in _QUERIES:
+            before = _size_by(config, stored[within], stored[out])
         is_uneven = isinstance(fill.adapter, Net2Wider) and role == "attn.out" and shape[out] % stored[out] != 0
         yield Projection(site, role, shape[axis] / stored[axis], stored[axis], before, is_uneven)
+
+
+def _config_beside(source: object) -> SimpleNamespace | None:
+    """The config of transformers that lies beside a file."""
+    if not isinstance(source, str):
+        return None
+    path = Path(source)
+    with suppress(OSError, ValueError, TypeError, TorchinitError):
+        folder = path if path.is_dir() else path.parent
+        return SimpleNamespace(**unique_json(read_bounded(folder / "config.json", JSON_BYTES)))
+    return None
+
+
+def _size_by(config: SimpleNamespace, width: int, rows: int) -> int | None:
+    """The size of heads by a config, if it is that of the file: of this width, and with whole heads in these rows."""
+    heads, wide = count_in(config, HEAD_COUNTS), count_in(config, WIDTHS)
+    if not heads or wide != width or hasattr(config, "qk_nope_head_dim"):  # MLA, whose heads are of two parts
+        return None
+    size = count_in(config, HEAD_SIZES) or wide // heads
+    return size if size and rows % (size * heads) == 0 else None
 
 
 def _is_resized(adapter: Adapter | None) -> bool:

@@ -11,11 +11,11 @@ from torchinit._frozen import changed
 from torchinit.model.names import module_name
 from torchinit.model.sites import Site
 
-_HEAD_SIZES: Final = (
+HEAD_SIZES: Final = (
     *("qk_head_dim", "head_dim", "d_head", "dim_head", "head_size", "attention_head_size", "d_kv", "d_k", "hd", "dh"),
 )
 HEAD_COUNTS: Final = ("num_heads", "n_head", "n_heads", "num_attention_heads", "heads", "nhead", "nh", "h")
-_WIDTHS: Final = ("embed_dim", "hidden_size", "n_embd", "d_model", "dim", "all_head_size")
+WIDTHS: Final = ("embed_dim", "hidden_size", "n_embd", "d_model", "dim", "all_head_size")
 
 
 def count_in(module: object, names: Sequence[str]) -> int:
@@ -35,10 +35,10 @@ def head_sizes(model: nn.Module) -> dict[str, int]:
     """
     found = {}
     for path, module in model.named_modules():
-        size, heads = count_in(module, _HEAD_SIZES), count_in(module, HEAD_COUNTS)
+        size, heads = count_in(module, HEAD_SIZES), count_in(module, HEAD_COUNTS)
         if not size and heads:
             fan_in = next((each.shape[1] for each in module.parameters() if each.dim() == 2), 0)  # of its projections
-            size = (count_in(module, _WIDTHS) or fan_in) // heads
+            size = (count_in(module, WIDTHS) or fan_in) // heads
         if size:
             found[module_name(path)] = size
     return found
