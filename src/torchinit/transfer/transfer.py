@@ -202,6 +202,8 @@ class Transfer:
         lines = [[name if len(names) > 1 else names[0], *cells] for (name, *cells), names in folded.items()]
         notes = {note: row.name for row in reversed(self.rows) for note in row.notes}
         told = [str(each) for each in self.multipliers] + [f"{name}: {note}" for note, name in notes.items()]
+        if any(ratio < 1 for row in self.rows for ratio in row.growth):
+            told.append("the base is larger than this model: what was found there is scaled down")
         head = ["parameter", "kind", "base -> here", "std x", "mult", "lr x", "eps x", "wd x"]
         return "\n".join([str(self.settings), format_table(head, lines), *told])
 

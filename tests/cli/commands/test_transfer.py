@@ -67,6 +67,9 @@ def test_json_and_a_saved_base(capsys: pytest.CaptureFixture[str]) -> None:
         (["--base", "net.py:net", "--kinds", "0.*=inptu"], 1, "but got 'inptu'; did you mean 'input'?"),
         (["--base", "net.py:net", "--branches", "x.*"], 1, "branches"),
         (["--base", "net.py:net", "--set", "std=1"], 2, "--set goes with --recipe"),
+        (["--base-width", "64", "--base-arg", "width=32"], 2, "--base-arg goes with --base MODEL"),
+        (["--base-width", "64", "--adam-lr", "0.1"], 2, "--adam-lr goes with --optimizer muon"),
+        (["--base-width", "64", "--optimizer", "sgd", "--eps", "0"], 2, "--eps goes with --optimizer adamw, adam or"),
         (["--base", "net.py:net", "--wd", "square"], 2, "invalid choice: 'square'"),
     ],
 )
@@ -74,6 +77,14 @@ def test_mistakes(options: list[str], code: int, text: str, capsys: pytest.Captu
     with suppress(SystemExit):
         assert main([*WIDE, *options]) == code
     assert text in capsys.readouterr().err
+
+
+def test_a_larger_base_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    told = "the base is larger than this model: what was found there is scaled down"
+    assert main([*WIDE, "--base", "net.py:net", "--base-arg", "width=512"]) == 0
+    assert told in capsys.readouterr().out
+    assert main([*WIDE, "--base", "net.py:net", "--base-arg", "width=256", "--optimizer", "Muon", "--eps", "1e-9"]) == 0
+    assert told not in capsys.readouterr().out
 
 
 def test_a_saved_base_has_its_start(capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,8 +172,13 @@ def run_transfer(arguments: Namespace) -> None:
 
 
 def _base(arguments: Namespace, model: nn.Module) -> Base:
-    if arguments.set and not arguments.recipe:
-        raise UsageError("--set goes with --recipe")
+    is_muon, is_adam = (arguments.optimizer.lower().startswith(names) for names in ("muon", ("muon", "adam")))
+    for name, partner, goes in (
+        ("set", "--recipe", arguments.recipe), ("base_arg", "--base MODEL", arguments.base),
+        ("adam_lr", "--optimizer muon", is_muon), ("eps", "--optimizer adamw, adam or muon", is_adam),
+    ):  # fmt: skip
+        if getattr(arguments, name) not in ([], None) and not goes:
+            raise UsageError(f"--{name.replace('_', '-')} goes with {partner}")
     start = frame.given_recipe(arguments)
     if arguments.base_width is not None:
         return Base.of_width(model, arguments.base_width, start)
