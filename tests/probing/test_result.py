@@ -230,7 +230,7 @@ def test_what_falls_as_it_should_is_not_called_flat() -> None:
     made = CoordCheck("depth", (4, 8, 16), 5, 2, (right, slope(0.0, 0.0)), (1.0, 1.0, 1.0), "Encoder, AdamW")
     assert made.summary().startswith("✓ 2 of 2 layers are flat or as steep as expected over depth 4 to 16")
     assert made.table().splitlines()[1].endswith("as expected")
-    assert made.figure().caption == made.summary() or made.summary() in made.to_svg()
+    assert "flat or as steep as expected" in made.to_svg()
 
 
 def test_pages_are_plain_data(good: Probe) -> None:
