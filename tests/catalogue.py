@@ -1,4 +1,4 @@
-"""Catalogue: the page of all initializations that have a name, made of docs/reference/catalogue.toml.
+"""Catalogue: the page of all initializations that have a name, made of src/torchinit/cli/catalogue.toml.
 
 .venv/bin/python -m tests.catalogue
 
@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 import torchinit
 
-FOLDER: Final = Path(__file__).parents[1] / "docs/reference"
-PAGE: Final = FOLDER / "catalogue.md"
-SECTIONS: Final[list[dict[str, Any]]] = tomllib.loads(FOLDER.joinpath("catalogue.toml").read_text("utf-8"))["sections"]
+ROOT: Final = Path(__file__).parents[1]
+PAGE: Final = ROOT / "docs/reference/catalogue.md"
+TABLE: Final = ROOT / "src/torchinit/cli/catalogue.toml"
+SECTIONS: Final[list[dict[str, Any]]] = tomllib.loads(TABLE.read_text("utf-8"))["sections"]
 ENTRIES: Final[dict[int, dict[str, Any]]] = {entry["n"]: entry for part in SECTIONS for entry in part["entries"]}
 NAMES: Final[dict[str, Any]] = {
     **{name: getattr(torchinit.initializers, name) for name in torchinit.initializers.__all__},

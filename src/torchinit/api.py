@@ -21,6 +21,7 @@ from torchinit.distributed.consensus import initialize_together
 from torchinit.errors import ConfigError, PlanError, RunError
 from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.variance_scaling import asks_for_weight
+from torchinit.knowledge.attention import with_attention
 from torchinit.knowledge.exits import with_exits
 from torchinit.knowledge.following import followers_in
 from torchinit.knowledge.neutral import with_asked, with_known
@@ -40,7 +41,7 @@ from torchinit.plans.run import Agree, Progress, is_only_ours, shards_held
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
 from torchinit.recipes.checks import check_model, checked_plan, with_better
-from torchinit.rules.matching import asks_for_exits, asks_for_roles
+from torchinit.rules.matching import asks_for_attention, asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Rule, Value
 from torchinit.tracing import unfilled_among
 
@@ -170,6 +171,8 @@ def _draft_among(
             known = with_roles(model, known, held)
         if asks_for_exits(rules):
             known = with_exits(model, known)
+        if asks_for_attention(rules):
+            known = with_attention(model, known)
         if any(asks_for_weight(rule.init) for rule in rules):
             known = with_weights(known)
         drafted = make_plan(known, rules, trainable=trainable, leave={**choice.left, **(leave or {})})

@@ -55,6 +55,8 @@ class Block(nn.Module):
             return self.norm2(values + self.mlp(values))  # type: ignore[no-any-return]
         if self.how == "scaled":
             return 0.5 * values + self.mlp(self.norm1(values))  # type: ignore[no-any-return]
+        if self.how == "none":
+            return self.mlp(self.norm1(values))  # type: ignore[no-any-return]
         raise RuntimeError("cannot be run")
 
 
@@ -66,7 +68,15 @@ def exits(model: nn.Module) -> dict[str, str]:
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
     ("how", "passes"),
-    [("pre", True), ("parallel", True), ("post", False), ("last", False), ("scaled", False), ("broken", True)],
+    [
+        ("pre", True),
+        ("parallel", True),
+        ("post", False),
+        ("last", False),
+        ("scaled", False),
+        ("none", False),
+        ("broken", True),
+    ],
 )
 def test_by_where_the_norms_are(how: str, passes: bool, device: str) -> None:
     with torch.device(device):
@@ -88,6 +98,20 @@ def test_by_where_the_norms_are(how: str, passes: bool, device: str) -> None:
 def test_torch_s_own_block_has_both_under_the_same_names(first: bool) -> None:
     model = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, norm_first=first) for _ in range(2))
     assert {bool(why) for why in exits(model).values()} == {not first}
+
+
+class Masked(Block):
+    """A block that must be given more than what passes, and perhaps lets a layer add that."""
+
+    def forward(self, values: torch.Tensor, mask: object) -> torch.Tensor:  # type: ignore[override]
+        return self.mlp(values) if self.how == "inside" else super().forward(values)
+
+
+@pytest.mark.parametrize(("how", "passes"), [("pre", True), ("post", False), ("inside", True)])
+def test_what_a_block_must_be_given_does_not_matter(how: str, passes: bool) -> None:
+    """DeBERTa's needs a mask; Bloom's, whose layers add what passes themselves, is taken at its role's word."""
+    found = exits(nn.ModuleList(Masked(8, how) for _ in range(2)))
+    assert found and all((why == "") is passes for why in found.values())
 
 
 def test_hooks_are_not_run() -> None:

@@ -118,6 +118,73 @@ def test_a_deeper_model_computes_the_same(family: str) -> None:
     assert preserves(old, new, BATCH, atol=1e-5)
 
 
+GROWTH: dict[str, dict[str, int]] = {
+    "width and more heads": {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "width alone": {"hidden_size": 64},
+    "more heads": {"num_attention_heads": 8, "num_key_value_heads": 4},
+    "larger heads": {"head_dim": 16},
+    "fewer and larger heads": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+    "more queries for each key": {"num_attention_heads": 8},
+    "more keys": {"num_key_value_heads": 4},
+    "inner width": {"intermediate_size": 96},
+    "blocks": {"num_hidden_layers": 4},
+}
+GROUPED_FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (hf.LlamaConfig, hf.LlamaForCausalLM, {}),
+    "llama, tied": (hf.LlamaConfig, hf.LlamaForCausalLM, {"tie_word_embeddings": True}),
+    "mixtral": (hf.MixtralConfig, hf.MixtralForCausalLM, {"num_local_experts": 4}),
+    "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM, {}),
+    "granite": (hf.GraniteConfig, hf.GraniteForCausalLM, {}),
+    "olmo, norms without weights": (hf.OlmoConfig, hf.OlmoForCausalLM, {}),
+    "olmo2, norms behind": (hf.Olmo2Config, hf.Olmo2ForCausalLM, {}),
+    "gemma": (hf.GemmaConfig, hf.GemmaForCausalLM, {}),
+}
+
+
+@pytest.mark.parametrize("family", GROUPED_FAMILIES)
+@pytest.mark.parametrize("growth", GROWTH)
+def test_every_promise_is_true(family: str, growth: str) -> None:
+    """Whatever grows: where the same function is promised it is, and where it is, it is promised, or refused."""
+    config, model, more = GROUPED_FAMILIES[family]
+    start = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
+             "vocab_size": VOCABULARY, **GROUPED, **IDS, **more}  # fmt: skip
+    old, new = (model(config(**{**start, **sizes})).eval() for sizes in ({}, GROWTH[growth]))
+    how: dict[str, Any] = {"layers": "identity"} if growth == "blocks" else {"adapt": {"**": Net2Wider()}}
+    rule = Rule(Name("**"), Pretrained(trained(old), **how))
+    if family == "gemma" and growth.startswith("width"):
+        with pytest.raises(CheckpointError, match="grows with the width"):
+            plan(new, rule)
+        return
+    report = initialize(new, rule)
+    assert (report.loads[0].promise == "function") == bool(preserves(old, new, BATCH, atol=1e-5))
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "sizes", "more"),
+    [
+        (hf.GPT2Config, hf.GPT2LMHeadModel, {"n_embd": 32, "n_head": 4}, {"n_layer": 1, **IDS}),
+        (hf.MptConfig, hf.MptForCausalLM, {"d_model": 32, "n_heads": 4}, {"n_layers": 1, "max_seq_len": 64}),
+        (hf.BertConfig, hf.BertForMaskedLM, {"hidden_size": 32, "num_attention_heads": 4}, {"num_hidden_layers": 1}),
+    ],
+)
+@pytest.mark.parametrize("factors", [(2, 2), (2, 1), (1, 2)])
+def test_heads_that_no_shape_tells(
+    config: Any, model: Any, sizes: dict[str, int], more: dict[str, Any], factors: tuple[int, int]
+) -> None:
+    larger = {key: size * factor for (key, size), factor in zip(sizes.items(), factors, strict=True)}
+    old, new = (model(config(vocab_size=VOCABULARY, **more, **each)).eval() for each in (sizes, larger))
+    report = initialize(new, Rule(Name("**"), Pretrained(trained(old), adapt={"**": HyperClone()})))
+    assert (report.loads[0].promise == "function") == bool(preserves(old, new, BATCH, atol=1e-5))
+
+
+def test_deberta_s_norms_come_after_its_sums() -> None:
+    """Its block must be given a mask."""
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": VOCABULARY}
+    old, new = (hf.DebertaV2Model(hf.DebertaV2Config(num_hidden_layers=depth, **small)) for depth in (1, 2))
+    with pytest.raises(CheckpointError, match=r"encoder\.layer\.1\.\* cannot pass on what comes: .*post-norm"):
+        plan(new, Rule(Name("**"), Pretrained(old, layers="identity")))
+
+
 @pytest.mark.parametrize("layers", ["stack", "interleave"])
 def test_stacks_promise_nothing_and_keep_nothing(layers: str) -> None:
     old, new, report = grown("llama", {"layers": layers}, layers=4)

@@ -218,6 +218,21 @@ def test_a_coordinate_check_has_a_page_and_its_picture_is_the_same(tmp_path: Pat
     assert "+1.00 ± 0.01" in text
 
 
+def test_what_falls_as_it_should_is_not_called_flat() -> None:
+    def slope(change: float, expected: float) -> CoordinateSlope:
+        values = (1.0, 2**change, 4**change)
+        return CoordinateSlope("out", "Linear", "attn.out", "depth", change, 0.01, 0.0, 0.01, values, expected)
+
+    right, wrong = slope(-0.94, -1.0), slope(-0.4, -1.0)
+    assert (right.verdict, right.told, wrong.told) == ("flat", "as expected", "grows")
+    assert str(right) == "out (attn.out): its change as expected, slope -0.94 ± 0.01, of -1.00"
+    assert str(wrong).endswith("its change grows, slope -0.40 ± 0.01, not -1.00")
+    made = CoordCheck("depth", (4, 8, 16), 5, 2, (right, slope(0.0, 0.0)), (1.0, 1.0, 1.0), "Encoder, AdamW")
+    assert made.summary().startswith("✓ 2 of 2 layers are flat or as steep as expected over depth 4 to 16")
+    assert made.table().splitlines()[1].endswith("as expected")
+    assert "flat or as steep as expected" in made.to_svg()
+
+
 def test_pages_are_plain_data(good: Probe) -> None:
     page = page_of(good)
     assert isinstance(page, Page)

@@ -105,6 +105,24 @@ def test_each_way_to_leave_it(change: Any, code: str, names: set[str] | None, te
     assert any(text in each.message for each in found), [*map(str, found)]
 
 
+@pytest.mark.parametrize("eps", [4e-8, 1e-6, 1e-8])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_eps_of_the_base_is_anyone_s(eps: float, bias: bool) -> None:
+    """Scaled by the table it may be torch's default, too; one that nobody has scaled is found where factors differ."""
+
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 4, bias=bias))
+
+    model = net(256)
+    transfer = Transfer(model, net(64))
+    optimizer = torch.optim.AdamW(transfer.param_groups(lr=1e-3, eps=eps))
+    with transfer.apply():
+        assert not [each for each in transfer.lint(model, optimizer) if each.code == "TI004"]
+        plain = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=eps)
+        found = [each.site for each in transfer.lint(model, plain) if each.code == "TI004"]
+    assert found == (["0.weight", "0.bias", "2.weight"] if bias or eps == 1e-8 else [])
+
+
 def test_every_check_has_a_case() -> None:
     assert {code for _, code, *_ in CASES} == set(TRANSFER_CHECKS)
 

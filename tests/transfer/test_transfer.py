@@ -245,6 +245,9 @@ def test_depth_multiplies_branches_and_needs_to_know_them() -> None:
         Transfer(Odd(4), Odd(2), parametrization="completep")
     named = Transfer(Odd(4), Odd(2), parametrization="completep", branches=["blocks.*"])
     assert len(named.multipliers) == 4
+    assert not Transfer(Odd(4), Odd(2), branches=["blocks.*"]).multipliers  # depth has no part in mup
+    with pytest.raises(ConfigError, match=r"branches: no layer of a block fits 'block.\*'; did you mean"):
+        Transfer(Odd(4), Odd(2), branches=["block.*"])
 
 
 class Tabled(nn.Module):

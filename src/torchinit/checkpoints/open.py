@@ -106,6 +106,11 @@ class InMemory:
         self._kept: tuple[object, ...] = tuple(same)
 
     @property
+    def model(self) -> nn.Module | None:
+        """The model, where it is one."""
+        return next((each for each in self._kept if isinstance(each, nn.Module)), None)
+
+    @property
     def identity(self) -> tuple[int, ...]:
         """Equal for what is given twice."""
         return tuple(map(id, self._kept))

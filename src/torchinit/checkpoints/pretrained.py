@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias, final
 import torch
 
 from torchinit._text import abbreviate, count, did_you_mean, masked
-from torchinit.checkpoints import fits
+from torchinit.checkpoints import fits, promises
 from torchinit.checkpoints.adapters import Adapter, Chain, Transpose
 from torchinit.checkpoints.adapters.surroundings import Surroundings
 from torchinit.checkpoints.depth import Deepened, Layers, layers_by_glob
@@ -128,8 +128,8 @@ class Pretrained(SourceInitializer):
 
     @property
     def asks_for(self) -> frozenset[str]:
-        """What it looks at of sites beside what is always known: their roles, what leads out of blocks."""
-        roles = {"role"} if self.layers or self.adapt else set()
+        """What it looks at of sites beside what is always known: their roles, attentions, what leads out of blocks."""
+        roles = {"role", "attention"} if self.layers or self.adapt else set()
         return frozenset(roles | ({"exit"} if "identity" in layers_by_glob(self.layers).values() else set()))
 
     def keymap(self) -> KeyMap:
@@ -363,12 +363,11 @@ class _Search:
             notes.append(f"hooks by which {hooks} may change what is loaded are not run here, as load_checkpoint does")
         square = fits.square([sites[name] for name in loaded]) if self.transposes else []
         notes += [*self.depth.notes, *square, *fits.peak(fills, self.checkpoint, sites)]
-        spare, unexpected = fits.leftovers(
-            names, self.used, self.model_names, self.globs["expect_unexpected"], self.depth.left
-        )
+        spares = self.globs["expect_unexpected"]
+        spare, unexpected = fits.leftovers(names, self.used, self.model_names, spares, self.depth.left)
         made, lost = any(self.promises), any(self.lists[fate] for fate in ("missing", "declined", "expected"))
         lists: dict[str, Any] = {name: tuple(items) for name, items in self.lists.items()}
-        return LoadReport(
+        account = LoadReport(
             source=masked(str(self.rule.checkpoint)),
             part=self.checkpoint.part,
             **lists,
@@ -384,6 +383,7 @@ class _Search:
             guess=guess,
             promise="none" if made and lost else weakest(self.promises),
         )
+        return promises.kept(account, fills, sites, self.rule.checkpoint, self.checkpoint)
 
     def _unused_patterns(self) -> Iterator[str]:
         views = [view.name for views in self.groups.values() for view in views]

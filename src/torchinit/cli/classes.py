@@ -121,7 +121,7 @@ def examples_of(name: str, registry: ClassRegistry) -> dict[str, str]:
         where, init = entry["name"], {key: value for key, value in entry.items() if key != "name"}
     used: set[type] = set()
     rule = f"Rule({_python(where, used)}, {_python(init, used)})"
-    table = ["[[rules]]", *(f"{key} = {_toml(value)}" for key, value in entry.items())]
+    table = ["[[rules]]", *(f"{key} = {as_toml(value)}" for key, value in entry.items())]
     return {"TOML": "\n".join(table), "Python": "\n".join([*_imports(used), rule])}
 
 
@@ -137,12 +137,17 @@ def _entry(name: str, registry: ClassRegistry) -> dict[str, Any]:
     return {**named, "name": place}
 
 
-def _toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """Plain data as TOML in one line.
+
+    >>> as_toml({"type": "Ones", "**": [1, 0.5]})
+    '{ type = "Ones", "**" = [1, 0.5] }'
+    """
     if isinstance(value, Mapping):
         keys = [key if key.isidentifier() and key.isascii() else json.dumps(key) for key in value]
-        pairs = [f"{key} = {_toml(item)}" for key, item in zip(keys, value.values(), strict=True)]
+        pairs = [f"{key} = {as_toml(item)}" for key, item in zip(keys, value.values(), strict=True)]
         return f"{{ {', '.join(pairs)} }}"
-    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else json.dumps(value)
+    return f"[{', '.join(map(as_toml, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
 def _python(value: Any, used: set[type]) -> str:

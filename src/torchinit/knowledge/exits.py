@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -24,9 +25,10 @@ _NORMALIZED: Final = "it changes what passes beside its layers, as where a norm 
 # Whether x + f(x) or norm(x + f(x)) is computed shows in no name: nn.TransformerEncoderLayer has both under the same
 # ones. So a copy of the block is run. Of its layers nothing is needed but that they give zero, so none is run: whatever
 # holds matrices and no norm is replaced as a whole, what leads out by zeros, all else by random numbers. So masks,
-# rotary angles, routers and sizes do not matter, and a block on the meta device will do. Some attentions give a tuple:
-# zeros for two or three samples can be unpacked as one, and are as good for a sum. What cannot be run even so is taken
-# at its role's word; preserves() tells.
+# rotary angles, routers and sizes do not matter, nor what else a block must be given, and one on the meta device will
+# do. Some attentions give a tuple: zeros for two or three samples can be unpacked as one, and are as good for a sum.
+# What cannot be run even so, or gives nothing since its layers add what passes themselves (Bloom's), is taken at its
+# role's word; preserves() tells.
 
 
 def is_exit(site: Site) -> bool:
@@ -67,6 +69,8 @@ def _passes(block: nn.Module, exits: Mapping[str, Site]) -> bool:
     ways = {name.rpartition(".")[0] for name in exits}
     outputs = (site.shape[site.layout.out_axes[0]] for site in exits.values() if site.layout and site.layout.out_axes)
     width, error = next(outputs, max(map(_norm_width, block.modules()))), Exception()
+    signature = inspect.signature(block.forward).parameters.values()
+    needed = [each for each in signature if each.kind < each.VAR_POSITIONAL and each.default is each.empty][1:]
     for samples in (2, 3, 1):
         generator = torch.Generator().manual_seed(samples)
         memo: dict[int, Any] = {
@@ -76,11 +80,15 @@ def _passes(block: nn.Module, exits: Mapping[str, Site]) -> bool:
         coming = torch.randn(samples, 4, width, generator=generator)
         _replace_layers(model, "", ways, coming)
         try:
-            given = model(coming.clone())  # with gradients, without which torch's own blocks go another way
+            given = model(
+                coming.clone(), *(None for _ in needed)
+            )  # with gradients, without which torch's own blocks go another way
         except Exception as raised:  # noqa: BLE001  # whatever a stranger's code raises
             error = raised
             continue
         given = given if isinstance(given, Tensor) else given[0]
+        if needed and not given.any():
+            raise ValueError("what passes went through layers that were replaced")
         return given.shape == coming.shape and torch.allclose(given, coming, atol=1e-5)
     raise error
 

@@ -22,6 +22,7 @@ from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
 from torchinit.errors import PlanError, RunError
 from torchinit.initializers.load_report import LoadReport
 from torchinit.initializers.variance_scaling import asks_for_neutral, asks_for_weight, asks_what_follows
+from torchinit.knowledge.attention import with_attention
 from torchinit.knowledge.exits import with_exits
 from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
@@ -40,7 +41,7 @@ from torchinit.plans.plan import Plan, Step
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Record, Report, Texts
 from torchinit.plans.run import Progress, run
-from torchinit.rules.matching import asks_for_exits, asks_for_roles
+from torchinit.rules.matching import asks_for_attention, asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Rule
 from torchinit.tracing import Event, line_of_user
 from torchinit.tracing.locks import Snapshot
@@ -173,6 +174,8 @@ class Session:
                 sites = with_neutral(module, sites)
             if asks_for_exits(rules):
                 sites = with_exits(module, sites)
+            if asks_for_attention(rules):
+                sites = with_attention(module, sites)
             if any(asks_what_follows(rule.init) for rule in rules):
                 sites = with_activations(module, sites)
             if any(asks_for_weight(rule.init) for rule in rules):

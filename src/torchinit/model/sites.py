@@ -96,6 +96,8 @@ class Site:
     ``partition_dim`` is the axis along which a plain tensor says that it was cut, and is one rank's part of a larger
     one: Megatron marks it so, with ``tensor_model_parallel``. ``exit`` is there for weights and biases that lead out of
     a block, where somebody asked: empty if the block passes on what comes once they are zero, else why it does not.
+    ``attention`` is the class of the attention around what is of one, and the size of its heads, where somebody asked
+    and an attribute tells.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Site:
     missing: str = ""
     partition_dim: int | None = None
     exit: str | None = None
+    attention: tuple[str, int] | None = None
 
     @property
     def leaf(self) -> str:

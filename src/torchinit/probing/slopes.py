@@ -104,10 +104,15 @@ class CoordinateSlope:
             return "grows" if off > 0 else "falls"
         return "undecided"
 
+    @property
+    def told(self) -> str:
+        """The verdict as it is shown: what is as steep as it should be is not called flat."""
+        return "as expected" if self.expected and self.verdict == "flat" else self.verdict
+
     def __str__(self) -> str:
-        goal = f", not {self.expected:+.2f}" if self.expected else ""
+        goal = f", {'of' if self.verdict == 'flat' else 'not'} {self.expected:+.2f}" if self.expected else ""
         slope = _plus_minus(self.change, self.change_error)
-        return f"{self.name} ({self.role or self.layer}): its change {self.verdict}, slope {slope}{goal}"
+        return f"{self.name} ({self.role or self.layer}): its change {self.told}, slope {slope}{goal}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,8 @@ class CoordCheck:
             names.setdefault(each.verdict, []).append(each.name)
         moving = len(self.slopes) - len(names.get("still", ()))
         others = (f"; {verdict}: {abbreviate(some)}" for verdict, some in names.items() if verdict not in _FINE)
-        flat = f"{len(names.get('flat', ()))} of {moving} layers are flat"
+        steep = " or as steep as expected" if any(each.told == "as expected" for each in self.slopes) else ""
+        flat = f"{len(names.get('flat', ()))} of {moving} layers are flat{steep}"
         return f"{'✓' if self.flat else '✗'} {flat}{''.join(others)} {where}"
 
     def __str__(self) -> str:
@@ -175,7 +181,7 @@ class CoordCheck:
         return head, [
             [
                 each.name, each.role or each.layer, _plus_minus(each.change, each.change_error),
-                _plus_minus(each.start, each.start_error), *(f"{value:.2g}" for value in each.changes), each.verdict,
+                _plus_minus(each.start, each.start_error), *(f"{value:.2g}" for value in each.changes), each.told,
             ]
             for each in self.slopes
         ]  # fmt: skip

@@ -172,7 +172,16 @@ def asks_for_roles(rules: Iterable[Rule]) -> bool:
 
 def asks_for_exits(rules: Iterable[Rule]) -> bool:
     """Whether a rule looks at ``Site.exit``."""
-    return any("exit" in getattr(rule.init, "asks_for", ()) for rule in rules)
+    return _asks_for("exit", rules)
+
+
+def asks_for_attention(rules: Iterable[Rule]) -> bool:
+    """Whether a rule looks at ``Site.attention``."""
+    return _asks_for("attention", rules)
+
+
+def _asks_for(fact: str, rules: Iterable[Rule]) -> bool:
+    return any(fact in getattr(rule.init, "asks_for", ()) for rule in rules)
 
 
 def _looks_at_roles(where: Selector) -> bool:

@@ -19,6 +19,7 @@ from torchinit.api import sites
 from torchinit.errors import ConfigError
 from torchinit.initializers import Constant, Normal
 from torchinit.initializers.base import Fill
+from torchinit.knowledge.attention import count_in, head_sizes
 from torchinit.model.dtensor import whole_values
 from torchinit.model.layouts import Layout
 from torchinit.model.names import module_name, normalize
@@ -35,12 +36,10 @@ Start: TypeAlias = RecipeLike | Callable[[Any], object]
 """What starts the base model: a recipe, or code that is called with it."""
 
 _FORMAT: Final = "torchinit-base-1"
-_HEAD_SIZES: Final = ("head_dim", "d_head", "dim_head", "head_size", "attention_head_size", "d_kv", "d_k", "hd", "dh")
 SCALE_FIELDS: Final = ("logits_scaling", "attention_multiplier", "residual_multiplier")
 """The fields of configs (Granite's) that hold a multiplier."""
 
 _PROJECTIONS: Final = ("attn.q", "attn.k", "attn.v", "attn.qkv")
-HEAD_COUNTS: Final = ("num_heads", "n_head", "n_heads", "num_attention_heads", "heads", "nhead", "nh", "h")
 
 
 @dataclass(frozen=True)
@@ -163,25 +162,6 @@ def _measured(model: nn.Module) -> list[Rule]:
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by their names, without those of wrappers."""
     return {module_name(path): module for path, module in model.named_modules()}
-
-
-def count_in(module: object, names: Sequence[str]) -> int:
-    """The first whole number among the attributes of these names; 0 where there is none."""
-    return next((held for name in names if isinstance(held := getattr(module, name, None), int)), 0)
-
-
-def head_sizes(model: nn.Module) -> dict[str, int]:
-    """The size of a head of each module that has such, by its name."""
-    found = {}
-    for path, module in modules_of(model).items():
-        size, heads = count_in(module, _HEAD_SIZES), count_in(module, HEAD_COUNTS)
-        if not size and heads:
-            width = count_in(module, ("embed_dim", "hidden_size", "n_embd", "d_model", "dim", "all_head_size"))
-            fan_in = next((each.shape[1] for each in module.parameters() if each.dim() == 2), 0)  # of its projections
-            size = (width or fan_in) // heads
-        if size:
-            found[path] = size
-    return found
 
 
 def scales_of(model: nn.Module) -> dict[str, float]:

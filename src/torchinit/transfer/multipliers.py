@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -11,20 +11,11 @@ from typing import Any, Final, Literal, TypeAlias
 from torch import nn
 
 from torchinit.errors import RunError
+from torchinit.knowledge.attention import HEAD_COUNTS, around, count_in, head_sizes
 from torchinit.knowledge.exits import EXITS
 from torchinit.model.layouts import Layout
 from torchinit.model.names import glob_matches
-from torchinit.model.sites import Site
-from torchinit.transfer.base import (
-    HEAD_COUNTS,
-    SCALE_FIELDS,
-    Base,
-    count_in,
-    has_role,
-    head_sizes,
-    modules_of,
-    scales_of,
-)
+from torchinit.transfer.base import SCALE_FIELDS, Base, has_role, modules_of, scales_of
 from torchinit.transfer.growth import Grown, check_fit
 
 Purpose: TypeAlias = Literal["readout", "attention", "branch"]
@@ -192,7 +183,7 @@ def attentions(model: nn.Module, grown: Sequence[Grown], there: Base) -> Iterato
     """
     modules, heads, scales = modules_of(model), head_sizes(model), scales_of(model)
     for each in _queries(grown):
-        site, name, base = each.site, _around(each.site, heads), _around(each.base, there.heads)
+        site, name, base = each.site, around(each.site.owner_name, heads), around(each.base.owner_name, there.heads)
         if name is None or base is None or heads[name] == there.heads[base] or _has_query_norm(modules[name]):
             continue
         growth, module = heads[name] / there.heads[base], modules[name]
@@ -222,20 +213,16 @@ def without_heads(model: nn.Module, grown: Sequence[Grown], there: Base) -> dict
     """A note for each weight that makes more queries than in the base, of heads whose size no attribute tells."""
     heads, note = head_sizes(model), "nobody tells the size of its heads, so it is taken as fixed: give it head_dim"
     growing = (each for each in _queries(grown) if each.growth.r_o != 1)
-    known = ((each.site.name, _around(each.site, heads), _around(each.base, there.heads)) for each in growing)
+    known = (
+        (each.site.name, around(each.site.owner_name, heads), around(each.base.owner_name, there.heads))
+        for each in growing
+    )
     return {name: (note,) for name, *attention in known if not all(attention)}
 
 
 def _queries(grown: Sequence[Grown]) -> list[Grown]:
     """The weights that make queries."""
     return [each for each in grown if each.site.parameter_kind != "bias" and each.site.role in _QUERIES]
-
-
-def _around(site: Site, heads: Mapping[str, int]) -> str | None:
-    """The nearest module around a parameter that has heads."""
-    parts = site.owner_name.split(".")
-    names = (".".join(parts[:length]) for length in range(len(parts), -1, -1))
-    return next((name for name in names if name in heads), None)
 
 
 def _has_query_norm(module: nn.Module) -> bool:

@@ -49,12 +49,17 @@ class Group:
     def _eps(self) -> dict[str, float]:
         return {} if self.eps is None else {"eps": self.eps}
 
+    @property
+    def _base_eps(self) -> dict[str, float]:
+        return {} if self.eps is None else {"base_eps": self.eps / self.eps_scale}
+
     def for_torch(self, model: nn.Module) -> dict[str, Any]:
         """The group as torch's optimizers take it, with the parameters of a model; ConfigError if one is missing."""
         held = parameters_of(model, self.names)
         return {
             "params": [held[name] for name in self.names], "param_names": list(self.names), "lr": self.lr,
             "weight_decay": self.weight_decay, "lr_scale": self.lr_scale, "optimizer": self.optimizer, **self._eps,
+            **self._base_eps,
         }  # fmt: skip
 
     def for_torchtitan(self) -> dict[str, Any]:
@@ -257,7 +262,8 @@ def other_eps_or_decay(followed: Followed) -> Iterator[Hit]:
     """An eps or a weight decay that has another ratio to the others' than in the table.
 
     One eps for all passes, as a base's that was larger, where all of the table's factors are alike; but not the default
-    of torch's optimizers, which nobody has scaled. Parameters without weight decay are as good.
+    of torch's optimizers, which nobody has scaled, unless it was made of a base's that was larger. Where the factors
+    differ one eps for all is a base's that nobody has scaled. Parameters without weight decay are as good.
     """
     yield from _off(followed, "eps", lambda row: row.factors.eps)
     yield from _off(followed, "weight_decay", lambda row: row.factors.wd)
@@ -278,9 +284,12 @@ def other_tie(followed: Followed) -> Iterator[Hit]:
 def _off(followed: Followed, key: str, factor: Callable[[TransferRow], float]) -> Iterator[Hit]:
     """The parameters whose setting is another than the table makes of what most of them agree on."""
     found: dict[str, list[tuple[TransferRow, float]]] = defaultdict(list)
+    made = set[str]()
     for row, group in followed.settings():
         if group is not None and group.get(key):
             found[optimizer_of(followed.optimizer, row)].append((row, float(group[key])))
+            if math.isclose(group.get("base_eps", 0.0) * factor(row), group[key], rel_tol=1e-4):
+                made.add(row.name)
     for name, several in found.items():
         # A schedule moves all rates at once, so no rate is wrong by itself, only the ratio of two. Each parameter votes
         # for the setting of the base that its own stands for, to five digits, and the most votes win. So a single group
@@ -290,8 +299,10 @@ def _off(followed: Followed, key: str, factor: Callable[[TransferRow], float]) -
         base = float(bases.most_common(1)[0][0])
         # One eps for all is right where all factors are alike, since a user may have scaled it. torch's default was
         # nobody's choice: it is the base's own eps, and every parameter with a factor should have another.
-        if key == "eps" and all(value == OPTIMIZERS[name].eps for _, value in several):
-            base = several[0][1]
+        is_one = len({value for _, value in several}) == 1 and not all(row.name in made for row, _ in several)
+        is_default = several[0][1] == OPTIMIZERS[name].eps
+        if key == "eps" and is_one and (is_default or len({factor(row) for row, _ in several}) > 1):
+            base = several[0][1]  # which nobody has scaled
         for row, value in several:
             right = base * factor(row)
             if abs(value - right) > 1e-4 * right:

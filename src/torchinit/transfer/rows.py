@@ -67,7 +67,8 @@ def resolved(
     """
     table, rule = settings.table, settings.rule
     deep = [each for each in grown if each.growth.depth != 1] if table.depth is not None else []
-    ends = branches(grown, globs) if deep else []
+    found = branches(grown, globs) if deep or globs else []  # globs that fit nothing are told in any case
+    ends = found if deep else []
     if deep and not any(each.growth.depth != 1 for each in ends):
         raise ConfigError(
             f"{deep[0].site.name!r} stands among {deep[0].growth.depth:g} times as many blocks, and nobody tells"

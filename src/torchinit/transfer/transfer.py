@@ -138,10 +138,11 @@ class Transfer:
     ) -> list[dict[str, Any]]:  # fmt: skip
         """The groups of parameters for a torch optimizer, from the base's learning rate, weight decay and eps.
 
-        Each has ``params``, ``param_names``, ``lr``, ``weight_decay``, for Adam's kind ``eps``, and ``lr_scale``, by
-        which a loop that sets one rate for all has to multiply. Like groups are one, the order is the model's, a tied
-        parameter comes once and a frozen one not at all; globs of ``no_decay`` have none. Under Muon ``optimizer`` says
-        which groups are Adam's (``adam_lr``): all but the hidden matrices.
+        Each has ``params``, ``param_names``, ``lr``, ``weight_decay``, for Adam's kind ``eps`` and the ``base_eps``
+        that it is made of, and ``lr_scale``, by which a loop that sets one rate for all has to multiply. Like groups
+        are one, the order is the model's, a tied parameter comes once and a frozen one not at all; globs of
+        ``no_decay`` have none. Under Muon ``optimizer`` says which groups are Adam's (``adam_lr``): all but the hidden
+        matrices.
 
         Raises ConfigError where every parameter is frozen, and for weight decay under Adam, whose L2 term no rule
         transfers: take AdamW.
@@ -201,6 +202,8 @@ class Transfer:
         lines = [[name if len(names) > 1 else names[0], *cells] for (name, *cells), names in folded.items()]
         notes = {note: row.name for row in reversed(self.rows) for note in row.notes}
         told = [str(each) for each in self.multipliers] + [f"{name}: {note}" for note, name in notes.items()]
+        if any(ratio < 1 for row in self.rows for ratio in row.growth):
+            told.append("the base is larger than this model: what was found there is scaled down")
         head = ["parameter", "kind", "base -> here", "std x", "mult", "lr x", "eps x", "wd x"]
         return "\n".join([str(self.settings), format_table(head, lines), *told])
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchinit import CheckpointError, Name, Pretrained, Rule, RunError, initialize, plan
-from torchinit.checkpoints.adapters import Adapter, Chain, LoRA, Transpose
+from torchinit.checkpoints.adapters import Adapter, Chain, LoRA, Transpose, low_rank
 from torchinit.checkpoints.adapters.low_rank import LoRAMethod
 
 IN, OUT, RANK, SCALING = 12, 9, 4, 0.5
@@ -94,6 +94,35 @@ def test_olora_has_orthonormal_columns() -> None:
     np.testing.assert_allclose(np.tril(a, -1), 0, atol=1e-5)
     q = np.linalg.qr(weight)[0][:, :RANK]
     np.testing.assert_allclose(q @ q.T, b @ b.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_factors_are_computed_once_and_kept_no_longer_than_needed(
+    method: LoRAMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[Tensor] = []
+    name = "svd" if method == "pissa" else "qr"
+    factorize = getattr(torch.linalg, name)
+
+    def counted(matrix: Tensor, **options: Any) -> Any:
+        computed.append(matrix)
+        return factorize(matrix, **options)
+
+    monkeypatch.setattr(torch.linalg, name, counted)
+    started(nn.Linear(IN, OUT), LoRA(method, RANK, SCALING))
+    assert len(computed) == 1
+    assert not low_rank._LAST
+
+
+def test_what_comes_out_is_one_s_own() -> None:
+    """Factors that somebody changes are not those that the base is made of."""
+    adapter, weight = LoRA("pissa", RANK), torch.randn(OUT, IN)
+    a, b, rest = "lora_A.default.weight", "lora_B.default.weight", "base_layer.weight"
+    before = [adapter.adapt([weight], shape, key) for key, shape in ((a, (RANK, IN)), (rest, (OUT, IN)))]
+    adapter.adapt([weight], (RANK, IN), a).zero_()
+    adapter.adapt([weight], (OUT, RANK), b).zero_()
+    after = [adapter.adapt([weight], shape, key) for key, shape in ((a, (RANK, IN)), (rest, (OUT, IN)))]
+    assert all(map(torch.equal, before, after))
 
 
 def test_draws_have_their_distributions() -> None:

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 import torchinit
+from tests.catalogue import ENTRIES, ROOT
+from torchinit.checkpoints import adapters
 from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import main
 from torchinit.cli.classes import arguments_of
@@ -24,6 +26,7 @@ from torchinit.noise import Keyed
 from torchinit.recipes import INITIALIZERS, schemes, to_rules
 from torchinit.rules import SELECTORS
 from torchinit.serialization.registry import ClassRegistry
+from torchinit.transfer import PARAMETRIZATIONS
 
 CLASSES = [(name, registry) for registry in (INITIALIZERS, SELECTORS, ADAPTERS) for name in registry]
 
@@ -169,3 +172,46 @@ def test_a_plug_in_is_listed_and_explained(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean 'SirenFirst'?" in capsys.readouterr().err
     assert main(["explain", "Broken"]) == 1
     assert "plug-in for initializer 'Broken' (siren_init:Absent) cannot be loaded" in capsys.readouterr().err
+
+
+def test_every_name_of_the_catalogue_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    for entry in ENTRIES.values():
+        for name in (entry["name"], *entry["name"].split(", ")):
+            explained = told(name, capsys)
+            assert explained["text"] and (explained["rules"] or "no" in entry), name
+    rules = told("PiSSA", capsys)["rules"]
+    (rule,) = to_rules(tomllib.loads(rules["TOML"]))
+    assert isinstance(rule.init, torchinit.Pretrained)
+    assert told("siren", capsys)["rules"]["command"] == "torchinit plan MODEL siren"
+    assert "Not here: it needs a batch" in " ".join(told("LSUV", capsys)["text"])
+    assert "TOML" in told("SIREN, inner layers", capsys)["rules"]
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("CompleteP", "completep"), ("depth-μP", "depth_mup"), ("muP", "mup"), ("GPT-2", "gpt2"), ("T-Fixup", "t_fixup")],
+)
+def test_a_scheme_or_parametrization_as_papers_spell_it(
+    name: str, own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told(name, capsys) == told(own, capsys)
+
+
+def test_whatever_a_page_offers_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """Initializers, selectors and adapters that pages call, and the words that transfer's guide names."""
+    registries = (INITIALIZERS, SELECTORS, ADAPTERS)
+    pages = [*ROOT.glob("docs/guides/*.md"), *ROOT.glob("docs/reference/*.md"), ROOT / "README.md"]
+    called = {name for page in pages for name in re.findall(r"\b([A-Z]\w+)\(", page.read_text("utf-8"))}
+    homes = (torchinit, torchinit.initializers, adapters)
+    offered = {name for name in called if any(hasattr(getattr(home, name, None), "resolve") for home in homes[:2])}
+    offered |= {name for name in called if isinstance(getattr(adapters, name, None), type)}
+    offered |= {name for registry in registries for name in registry} | {*PARAMETRIZATIONS} | {*schemes()}
+    assert len(offered) > 80
+    for name in sorted(offered):
+        assert told(name, capsys)["text"], name
+
+
+def test_a_misspelt_name_of_a_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "HyperCloneing"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+    assert main(["explain", "WangX"]) == 2

@@ -21,8 +21,10 @@ from torchinit.noise.threads import one_thread
 LoRAMethod: TypeAlias = Literal["default", "gaussian", "orthogonal", "pissa", "olora"]
 
 _DIVIDING: Final = ("pissa", "olora")
-_LAST: Final[dict[bytes, tuple[Tensor, Tensor]]] = {}
-"""The factors made last: the three sites of a layer, one after the other in a plan, are made of the same ones."""
+_LAST: Final[dict[bytes, tuple[Tensor, Tensor, set[str]]]] = {}
+"""The factors made last, with what was made of them: the three sites of a layer, one after the other in a plan, are
+made of the same ones, which are kept until the third.
+"""
 
 
 @register
@@ -116,9 +118,9 @@ class LoRA(Adapter):
         if self.method not in _DIVIDING:
             return self._drawn(tuple(weight.shape), Box.whole(shape), key)
         wide = upcast(weight)
-        a, b = self._factors(wide, self.wants(key)[0])
+        a, b = self._factors(wide, self.wants(key)[0], factor)
         if factor:
-            return a if factor == self.a else b
+            return (a if factor == self.a else b).clone()  # the other two sites are made of the same
         return wide - self.scaling * (b @ a)
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
@@ -153,23 +155,26 @@ class LoRA(Adapter):
         made: Tensor = (draws.double() @ rows / 10).float()
         return made.T if is_a else made
 
-    def _factors(self, weight: Tensor, key: str) -> tuple[Tensor, Tensor]:
-        """A and B of a weight."""
+    def _factors(self, weight: Tensor, key: str, part: str) -> tuple[Tensor, Tensor]:
+        """A and B of a weight, for a part of the layer: one of them, or the base, which has no name."""
         # A, B and the base of a layer ask one after the other, each with a weight that was read anew, and to hash it
         # takes a small part of the time of its decomposition. The key has all that the factors are made of, so that it
-        # does not matter who asked before. One entry is enough, as the next layer comes when this one is done, and it
-        # is the size of two factors.
+        # does not matter who asked before.
         digest = blake2b(f"{self!r} {key} {weight.dtype} {tuple(weight.shape)} {weight.device}".encode())
         digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         if (found := _LAST.get(digest.digest())) is None:
             if self.method == "olora":
                 q, r = _unique_qr(weight)
-                found = r[: self.rank].clone(), q[:, : self.rank].clone()
+                a, b = r[: self.rank].clone(), q[:, : self.rank].clone()
             else:
-                found = self._pissa(weight, key)
+                a, b = self._pissa(weight, key)
             _LAST.clear()
-            _LAST[digest.digest()] = found
-        return found
+            found = _LAST[digest.digest()] = a, b, set[str]()
+        a, b, made = found
+        made.add(part)
+        if made == {self.a, self.b, ""}:
+            _LAST.clear()
+        return a, b
 
     def _pissa(self, weight: Tensor, key: str) -> tuple[Tensor, Tensor]:
         if self.iterations is None:

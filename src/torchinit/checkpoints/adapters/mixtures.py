@@ -32,9 +32,12 @@ class Upcycle(BySlices):
 
     ``drop=r`` starts the share r of each expert's hidden units anew, the same in all weights of the block, from the
     normal distribution with the mean and standard deviation of the values that they had (Drop-Upcycling,
-    https://arxiv.org/abs/2502.19261). ``noise`` is the standard deviation of what is added to every value. Draws are
-    those of ``seed`` and the names of sites. The function stays if neither is asked for and the weights of the chosen
-    experts sum to one.
+    https://arxiv.org/abs/2502.19261). As in its authors' script the share is rounded down, and the moments are those of
+    the dropped values of each weight; that all weights drop the same units is assumed, since a unit of which a part
+    stays is not anew: the script draws them for each weight apart.
+
+    ``noise`` is the standard deviation of what is added to every value. Draws are those of ``seed`` and the names of
+    sites. The function stays if neither is asked for and the weights of the chosen experts sum to one.
 
     >>> up = Upcycle("experts.down_proj", "down_proj.weight")
     >>> up.wants("layers.0.mlp.experts.down_proj"), up.adapt([torch.ones(2, 3)], (8, 2, 3), "experts.down_proj").shape

@@ -7,18 +7,20 @@ import dataclasses
 import inspect
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import indent
 from typing import Any
 
 from torch import nn
 
+from torchinit import initializers
 from torchinit._folding import Column, Row, fold
 from torchinit._tables import Table
-from torchinit._text import count, format_table
+from torchinit._text import count, did_you_mean, format_table
 from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import frame, models
+from torchinit.cli.catalogue import catalogue, key, names_of, texts_of, ways_of
 from torchinit.cli.classes import ExplainedArgument, arguments_of, examples_of, without_roles
 from torchinit.cli.frame import UsageError, command, option
 from torchinit.errors import MissingExtraError
@@ -45,7 +47,9 @@ def _checks() -> dict[str, Check]:
 
 # --- explain ---------------------------------------------------------------------------------------------------------
 
-_NAME = "an initializer, selector, adapter, check, scheme or parametrization (mup), see `torchinit list`"
+_NAME = (
+    "an initializer, selector, adapter, check, scheme or parametrization (mup), see `torchinit list`; or a paper's name"
+)
 
 
 @command("explain", option("name", metavar="NAME", help=_NAME), "--json")
@@ -93,12 +97,30 @@ def _explain(name: str) -> Explanation:
     try:
         explanation = describe(known, registry.get(known))
     except KeyError:
+        if known in initializers.__all__ and isinstance(cls := getattr(initializers, known), type):
+            return describe(known, cls)  # which plain data cannot name, as it holds a function
+        ours = {key(each): each for each in (*schemes(), *PARAMETRIZATIONS)}
+        if key(name) in ours:
+            return _explain(ours[key(name)])
+        if entries := catalogue().get(key(name)):
+            return _explain_entries(entries)
         names = (known for known, _ in words.values())
         near = hint(name, [*names, *plugins, *schemes(), *checks, *PARAMETRIZATIONS])
+        near = near or did_you_mean(name, [each for one in catalogue().values() for each in names_of(one[0])])
         raise UsageError(
             f"there is no initializer, selector, adapter, check, scheme or parametrization {name!r}{near}"
         ) from None
     return dataclasses.replace(explanation, rules=examples_of(known, registry))
+
+
+def _explain_entries(entries: Sequence[Mapping[str, Any]]) -> Explanation:
+    """The explanation of what the catalogue calls so, which may be several things."""
+    first, *others = entries
+    ways = ways_of(first)
+    for entry in others:
+        ways |= {f"{language}, {entry['name']}": text for language, text in ways_of(entry).items()}
+    more = [f"{entry['name']}: {' '.join(texts_of(entry))}" for entry in others]
+    return Explanation(first["name"], (*texts_of(first), *more), rules=ways)
 
 
 def _explain_check(check: Check) -> Explanation:

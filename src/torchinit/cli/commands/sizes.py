@@ -122,6 +122,7 @@ def _old(arguments: Namespace) -> nn.Module:
 # --- transfer --------------------------------------------------------------------------------------------------------
 
 _PARAMETRIZATIONS = ("mup", "completep", "depth_mup", "standard")
+_DECAYS = ("product", "sqrt", "constant")
 
 
 @command(
@@ -136,11 +137,18 @@ _PARAMETRIZATIONS = ("mup", "completep", "depth_mup", "standard")
     option("--optimizer", default="adamw", metavar="NAME", help="adam, adamw, lion, sgd, muon (default: adamw)"),
     option("--form", choices=("table8", "folded"), default="table8", help="folded: no multiplier but in the weights"),
     option("--alpha", type=float, default=1.0, help="of completep: branches are times 1 / blocks^alpha (default: 1)"),
+    option("--wd", choices=_DECAYS, default="product", help="the rule of weight decay (default: lr times it is held)"),
+    option("--zero-readout", action="store_true", help="start the head at zero"),
     option("--lr", type=float, default=1.0, help="the base's learning rate (default: 1, so that factors are printed)"),
     option("--weight-decay", type=float, default=0.0, help="the base's weight decay (default: 0)"),
     option("--eps", type=float, help="the base's eps (default: the optimizer's)"),
+    option("--adam-lr", type=float, help="under muon the base's learning rate of AdamW (default: that of --lr)"),
+    repeated("--no-decay", metavar="GLOB", help="parameters without weight decay"),
     option("--recipe", metavar="RECIPE", help="what starts the base: a file, or the name of a scheme"),
+    "--set",
     repeated("--fixed", metavar="GLOB[:AXIS]", help="what grows, and is not a width"),
+    repeated("--kinds", metavar="GLOB=KIND", help="the kind of a parameter that no layer describes: positions=input"),
+    repeated("--branches", metavar="GLOB", help="the layers that end residual branches, if their roles do not tell"),
     option("--save-base", metavar="FILE", help="write the base's shapes and start, to be given as BASE"),
     "--json",
 )
@@ -152,14 +160,25 @@ def run_transfer(arguments: Namespace) -> None:
         base.save(arguments.save_base)
     transfer = Transfer(
         model, base, parametrization=arguments.parametrization, form=arguments.form, optimizer=arguments.optimizer,
-        alpha=arguments.alpha, fixed=arguments.fixed,
+        alpha=arguments.alpha, wd=arguments.wd, fixed=arguments.fixed, zero_readout=arguments.zero_readout,
+        kinds=_kinds(arguments.kinds), branches=arguments.branches,
     )  # fmt: skip
-    groups = transfer.groups(lr=arguments.lr, weight_decay=arguments.weight_decay, eps=arguments.eps)
+    groups = transfer.groups(
+        lr=arguments.lr, weight_decay=arguments.weight_decay, eps=arguments.eps, no_decay=arguments.no_decay,
+        adam_lr=arguments.adam_lr,
+    )  # fmt: skip
     data = {**transfer.to_dict(), "groups": [asdict(each) for each in groups]}
     frame.show(arguments, f"{transfer}\n\n{_table(groups)}", data)
 
 
 def _base(arguments: Namespace, model: nn.Module) -> Base:
+    is_muon, is_adam = (arguments.optimizer.lower().startswith(names) for names in ("muon", ("muon", "adam")))
+    for name, partner, goes in (
+        ("set", "--recipe", arguments.recipe), ("base_arg", "--base MODEL", arguments.base),
+        ("adam_lr", "--optimizer muon", is_muon), ("eps", "--optimizer adamw, adam or muon", is_adam),
+    ):  # fmt: skip
+        if getattr(arguments, name) not in ([], None) and not goes:
+            raise UsageError(f"--{name.replace('_', '-')} goes with {partner}")
     start = frame.given_recipe(arguments)
     if arguments.base_width is not None:
         return Base.of_width(model, arguments.base_width, start)
@@ -169,6 +188,19 @@ def _base(arguments: Namespace, model: nn.Module) -> Base:
         return Base.load(arguments.base)
     given = frame.parse_arguments(arguments.base_arg, "--base-arg")
     return Base.of(models.build(arguments.base, given, "meta"), start)
+
+
+def _kinds(texts: list[str]) -> dict[str, Any]:
+    """The kinds of parameters that ``--kinds`` tells, by globs; whether they are some is the transfer's to say."""
+    kinds: dict[str, Any] = {}
+    for text in texts:
+        glob, _, kind = text.rpartition("=")
+        if not (glob and kind):
+            raise UsageError(f"--kinds takes GLOB=KIND, such as positions=input, but got {text!r}")
+        if glob in kinds:
+            raise UsageError(f"--kinds {glob} is given twice")
+        kinds[glob] = kind
+    return kinds
 
 
 def _table(groups: list[Group]) -> str:
