@@ -142,17 +142,18 @@ def _is_between(tensor: Tensor) -> bool:
     return first > 0 and end < memory.untyped_storage().nbytes()
 
 
-def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+def _tensors_of(module: nn.Module) -> list[Tensor]:
     """The parameters and buffers of a module and of all below it; torch's own way takes ten times as long."""
+    tensors: list[Tensor | None] = []
     modules, seen = [module], {module}
     for each in modules:  # which grows
-        for own in (each._parameters, each._buffers):
-            for tensor in own.values():
-                if tensor is not None:
-                    yield tensor
-        children = [child for child in each._modules.values() if child is not None and child not in seen]
-        modules += children
-        seen.update(children)
+        tensors += each._parameters.values()
+        tensors += each._buffers.values()
+        for child in each._modules.values():
+            if child is not None and child not in seen:
+                modules.append(child)
+                seen.add(child)
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 # --- what the dispatcher calls -----------------------------------------------------------------------------
