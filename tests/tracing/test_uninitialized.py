@@ -318,11 +318,12 @@ def test_ways_through_torchs_own_code(make: Callable[[], Tensor]) -> None:
 
 @pytest.mark.parametrize("region", [slice(1, None), slice(0, -1)])
 @pytest.mark.parametrize("numel", [2, 3, 5, 100])
-def test_memory_that_is_filled_in_part_holds_what_it_held(numel: int, region: slice) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.complex128])
+def test_memory_that_is_filled_in_part_holds_what_it_held(numel: int, region: slice, dtype: torch.dtype) -> None:
     """Of the stamp nothing is left: in memory that was full of NaN, NaN is."""
     torch.use_deterministic_algorithms(True)
     try:
-        module = One(lambda: in_part(lambda one: one.data[region].zero_(), torch.empty(numel)))
+        module = One(lambda: in_part(lambda one: one.data[region].zero_(), torch.empty(numel, dtype=dtype)))
     finally:
         torch.use_deterministic_algorithms(False)
     assert not is_unfilled(module.weight)
