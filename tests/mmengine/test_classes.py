@@ -117,7 +117,7 @@ def test_every_class_is_watched_as_it_is_built_and_amended(cls: type[Base]) -> N
     assert amended.init_cfg == [{"type": "Constant", "val": 5.0, "layer": ["Linear"]}]
     amended.init_weights()
     assert amended.fc.weight.unique().tolist() == [5.0]
-    assert _BUILDING.get() == ()
+    assert _BUILDING.get() == frozenset()
 
 
 def _saved(module: Any) -> Any:
@@ -198,7 +198,7 @@ def test_a_constructor_that_fails_leaves_nothing_behind() -> None:
 
     with pytest.raises(ValueError, match="no such width"):
         Failing(fails=True)
-    assert _BUILDING.get() == ()
+    assert _BUILDING.get() == frozenset()
     report: Any = Failing(fails=False).init_weights()
     assert report.unfilled == ("free", "inner.free")
 
@@ -211,7 +211,7 @@ def test_super_init_called_late_is_torchs_error() -> None:
 
     with pytest.raises(AttributeError, match="cannot assign module before Module"):
         Early()
-    assert _BUILDING.get() == ()
+    assert _BUILDING.get() == frozenset()
 
 
 class Top(BaseModule):

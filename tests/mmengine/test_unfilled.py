@@ -15,7 +15,7 @@ from torch import nn
 import torchinit
 from torchinit import PlanError, Report, ReportError, Rule, Zeros, lint, materialize
 from torchinit.mmengine import BaseModule, Sequential, initialize
-from torchinit.tracing.uninitialized import _STAMPS, _ends_of
+from torchinit.tracing.ends import STAMPS, ends_of
 
 CFG = {"type": "Normal", "layer": "Linear", "std": 0.02}
 UNFILLED = ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
@@ -135,13 +135,13 @@ def test_what_nobody_writes_holds_in_the_end_what_it_would_have_held() -> None:
             self.small = nn.Parameter(torch.empty(3, dtype=torch.bfloat16))
 
     def ends(tensor: torch.Tensor) -> tuple[int, int]:
-        found = _ends_of(tensor)
+        found = ends_of(tensor)
         assert found is not None
         return found.values
 
     model = with_memory_of_nan(Forgetful)
     tensors = model.weight, model.small
-    assert [ends(tensor) for tensor in tensors] == [_STAMPS[8], _STAMPS[2]]
+    assert [ends(tensor) for tensor in tensors] == [STAMPS[8], STAMPS[2]]
     report: Any = model.init_weights()
     assert all(tensor.isnan().all() for tensor in tensors)
     assert report.unfilled == ("weight", "small")

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchinit.mmengine import BaseModule
 from torchinit.tracing import is_unfilled, unfilled
-from torchinit.tracing.uninitialized import _Word, looks_unfilled, unstamp
+from torchinit.tracing.ends import Word
+from torchinit.tracing.uninitialized import looks_unfilled, unstamp
 
 
 class One(BaseModule):
@@ -317,11 +318,12 @@ def test_ways_through_torchs_own_code(make: Callable[[], Tensor]) -> None:
 
 @pytest.mark.parametrize("region", [slice(1, None), slice(0, -1)])
 @pytest.mark.parametrize("numel", [2, 3, 5, 100])
-def test_memory_that_is_filled_in_part_holds_what_it_held(numel: int, region: slice) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.complex128])
+def test_memory_that_is_filled_in_part_holds_what_it_held(numel: int, region: slice, dtype: torch.dtype) -> None:
     """Of the stamp nothing is left: in memory that was full of NaN, NaN is."""
     torch.use_deterministic_algorithms(True)
     try:
-        module = One(lambda: in_part(lambda one: one.data[region].zero_(), torch.empty(numel)))
+        module = One(lambda: in_part(lambda one: one.data[region].zero_(), torch.empty(numel, dtype=dtype)))
     finally:
         torch.use_deterministic_algorithms(False)
     assert not is_unfilled(module.weight)
@@ -329,7 +331,7 @@ def test_memory_that_is_filled_in_part_holds_what_it_held(numel: int, region: sl
     assert (module.weight[region] == 0).all()
 
 
-def test_a_part_that_is_written_while_the_ends_of_its_memory_are_not() -> None:
+def test_a_part_that_is_written_while_theends_of_its_memory_are_not() -> None:
     def part() -> Tensor:
         return torch.empty(100)[10:20].fill_(3)
 
@@ -369,9 +371,9 @@ def test_an_error_of_an_allocation_is_torchs_own() -> None:
     assert is_unfilled(One(lambda: torch.empty(3)).weight)
 
 
-def test_the_ends_of_memory_on_another_device_are_read_and_written_by_torch() -> None:
+def test_theends_of_memory_on_another_device_are_read_and_written_by_torch() -> None:
     flat = torch.zeros(16, dtype=torch.uint8)
-    word = _Word(flat[:8])
+    word = Word(flat[:8])
     word.value = 0x0102030405060708
     assert (word.value, flat.tolist()[:9]) == (0x0102030405060708, [8, 7, 6, 5, 4, 3, 2, 1, 0])
 

@@ -31,7 +31,8 @@ from torchinit.tracing.uninitialized import watching
 
 InitCfg: TypeAlias = dict[str, Any] | list[dict[str, Any]]
 
-_BUILDING: ContextVar[tuple[nn.Module, ...]] = ContextVar("torchinit_building", default=())
+_BUILDING: ContextVar[frozenset[int]] = ContextVar("torchinit_building", default=frozenset())
+"""The ids of the modules whose constructors run."""
 _WATCHED: Final[WeakSet[Callable[..., Any]]] = WeakSet()
 """The constructors and ``init_weights`` of classes that run inside a watch."""
 
@@ -137,13 +138,13 @@ def _watched(method: Callable[..., Any], run: Callable[..., Any]) -> Callable[..
 def _construct(module: BaseModule, init: Callable[..., None], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Build a module, unless this is a constructor that is called by another; with its own init_cfg amended."""
     building = _BUILDING.get()
-    if any(each is module for each in building):
+    if id(module) in building:
         init(module, *args, **kwargs)
         return
     changes = changes_of(kwargs.get("init_cfg"))
     if changes is not None:
         del kwargs["init_cfg"]  # so that the class takes its own, be it in the signature or made in the constructor
-    token = _BUILDING.set((*building, module))
+    token = _BUILDING.set(building | {id(module)})
     try:
         with watching() as remember:
             init(module, *args, **kwargs)

@@ -13,11 +13,13 @@ from torchinit.model.shards import Box, Shard
 from torchinit.model.storage import extent
 from torchinit.tracing.trace import Region
 
+_PLAIN, _STRIDED = frozenset((Tensor, nn.Parameter)), torch.strided
+
 
 def memory_of(tensor: Tensor) -> Tensor | None:
     """The plain tensor whose memory holds the values: itself, or the local part of a ``DTensor``; None for others."""
-    if type(tensor) in (Tensor, nn.Parameter):
-        return tensor if tensor.layout == torch.strided else None
+    if type(tensor) in _PLAIN:
+        return tensor if tensor.layout is _STRIDED else None
     return memory_of(tensor._local_tensor) if is_distributed(tensor) else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,10 +15,10 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes, _pop_mode, _push_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from torchinit._frozen import made
 from torchinit.model.sandbox import ALLOCATING, OperationMode
 from torchinit.model.storage import extent
 from torchinit.model.traversal import HeldTensor, walk_tensors
+from torchinit.tracing.ends import LONG, STAMPS, Ends, ends_of
 from torchinit.tracing.locks import Snapshot, snapshot
 from torchinit.tracing.regions import memory_of, storage_of
 
@@ -42,81 +41,8 @@ from torchinit.tracing.regions import memory_of, storage_of
 _KEY: Final = torch._C._dispatch_key_parse("DeferredInit")
 _BELOW: Final = torch._C._dispatch_keyset_full_after(_KEY)
 
-_STAMPS: Final = {
-    8: (0x000B_0005_002B_0017, 0x000B_0005_002B_0017),
-    4: (0x002B_0017, 0x000B_0005),
-    2: (0x0017, 0x000B),
-    1: (0x17, 0),
-    0: (0x17, 0x17),  # of a single byte, which is both ends
-}
-"""What stands at the ends of memory that nobody has filled, by the size of an end."""
-_WORDS: Final = {8: ctypes.c_uint64, 4: ctypes.c_uint32, 2: ctypes.c_uint16, 1: ctypes.c_uint8}
+_STRIDED: Final = torch.strided
 _SAMPLE: Final = 4096
-
-
-class _Word:
-    """An end of memory that is on another device."""
-
-    def __init__(self, part: Tensor) -> None:
-        self.part = part
-
-    @property
-    def value(self) -> int:
-        return int.from_bytes(bytes(self.part.tolist()), "little")
-
-    @value.setter
-    def value(self, number: int) -> None:
-        self.part.copy_(torch.tensor(list(number.to_bytes(len(self.part), "little")), dtype=torch.uint8))
-
-
-class _Ends(NamedTuple):
-    """The first and the last bytes of memory, the stamp that is put there, the bytes of an element in them."""
-
-    head: Any
-    tail: Any
-    stamp: tuple[int, int]
-    unit: int
-
-    @property
-    def values(self) -> tuple[int, int]:
-        return self.head.value, self.tail.value
-
-    def put(self, values: tuple[int, int]) -> None:
-        self.head.value, self.tail.value = values
-
-    def put_back(self, before: tuple[int, int]) -> None:
-        """Replace what is left of the stamp by what was there before; a part may be all that has been written."""
-        ends = zip(self.values, self.stamp, before, strict=True)
-        self.head.value, self.tail.value = (self._merged(*end) for end in ends)
-
-    def _merged(self, now: int, stamp: int, before: int) -> int:
-        """An end with its own elements in the place of those that still hold the stamp."""
-        if now == stamp:  # elements that are zero in it, too
-            return before
-        for shift in range(0, 64, 8 * self.unit):
-            mask = (1 << 8 * self.unit) - 1 << shift
-            if stamp & mask and not (now ^ stamp) & mask:
-                now = now & ~mask | before & mask
-        return now
-
-
-def _ends_of(tensor: Tensor) -> _Ends | None:
-    """The ends of the memory that a tensor lies in; None where it has none here."""
-    memory = memory_of(tensor)
-    if memory is None or memory.is_meta:
-        return None
-    storage = memory.untyped_storage()
-    number, start = storage.nbytes(), storage.data_ptr()
-    if not number or not start:
-        return None
-    size = 8 if number >= 16 else 4 if number >= 8 else 2 if number >= 4 else 1
-    stamp, unit = _STAMPS[size if number > 1 else 0], min(memory.itemsize, size)
-    if memory.is_cpu:
-        word = _WORDS[size]
-        ends = word.from_address(start), word.from_address(start + number - size)
-        return made(_Ends, (*ends, stamp, unit))
-    flat = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-    return _Ends(_Word(flat[:size]), _Word(flat[number - size :]), stamp, unit)
 
 
 class _Blank(NamedTuple):
@@ -145,13 +71,21 @@ class _Watch:
 
     def hand_out(self, tensor: Tensor) -> None:
         """Stamp memory that holds nothing."""
-        ends = _ends_of(tensor) if type(tensor) is Tensor else None
-        if ends is not None:
-            before = ends.head.value, ends.tail.value
-            key = tensor.untyped_storage()._cdata
-            if before != ends.stamp or key not in self.before:  # else by the part of an operation that is one, too
-                self.before[key] = before
-                ends.head.value, ends.tail.value = ends.stamp
+        if type(tensor) is not Tensor or tensor.layout is not _STRIDED:
+            return
+        storage = tensor.untyped_storage()
+        key, number, start = storage._cdata, storage.nbytes(), storage.data_ptr()
+        if number >= 16 and start and tensor.is_cpu:  # without the detours of ends_of, since a model has thousands
+            head, tail, stamp = LONG(start), LONG(start + number - 8), STAMPS[8]
+        else:
+            ends = ends_of(tensor)
+            if ends is None:
+                return
+            _, head, tail, stamp, _ = ends
+        before = head.value, tail.value
+        if before != stamp or key not in self.before:  # else by the part of an operation that is one, too
+            self.before[key] = before
+            head.value, tail.value = stamp
 
     def carry_out(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], call: Callable[..., Any] | None = None
@@ -163,7 +97,7 @@ class _Watch:
             if func.overloadpacket in ALLOCATING:
                 self.hand_out(result)
             return result
-        ends = _ends_of(args[0])
+        ends = ends_of(args[0])
         before = None if ends is None else self._before(args[0], ends)
         if ends is None or before is None:
             return call(*args, **kwargs)
@@ -174,9 +108,9 @@ class _Watch:
         self.hand_out(result)
         return result
 
-    def _before(self, tensor: Tensor, ends: _Ends) -> tuple[int, int] | None:
+    def _before(self, tensor: Tensor, ends: Ends) -> tuple[int, int] | None:
         """What stood at the ends of a tensor's memory if nobody has filled it."""
-        before = self.before.get(storage_of(tensor))
+        before = self.before.get(ends.key)
         if before is not None and ends.values == ends.stamp:
             return before
         return _KNOWN[tensor].before if is_unfilled(tensor) else None
@@ -185,9 +119,9 @@ class _Watch:
         """Keep in mind which tensors of a module nobody has filled; those that were in part get their ends back."""
         blank: dict[Tensor, tuple[int, int]] = {}
         for tensor in _tensors_of(module) if self.before else ():
-            before = self.before.get(storage_of(tensor))
-            ends = None if before is None else _ends_of(tensor)
-            if before is None or ends is None:
+            ends = ends_of(tensor)
+            before = None if ends is None else self.before.get(ends.key)
+            if ends is None or before is None or ends.are_written:
                 continue
             if ends.values != ends.stamp:
                 ends.put_back(before)
@@ -208,21 +142,23 @@ def _is_between(tensor: Tensor) -> bool:
     return first > 0 and end < memory.untyped_storage().nbytes()
 
 
-def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+def _tensors_of(module: nn.Module) -> list[Tensor]:
     """The parameters and buffers of a module and of all below it; torch's own way takes ten times as long."""
+    tensors: list[Tensor | None] = []
     modules, seen = [module], {module}
     for each in modules:  # which grows
-        yield from (
-            tensor for own in (each._parameters, each._buffers) for tensor in own.values() if tensor is not None
-        )
-        children = [child for child in each._modules.values() if child is not None and child not in seen]
-        modules += children
-        seen.update(children)
+        tensors += each._parameters.values()
+        tensors += each._buffers.values()
+        for child in each._modules.values():
+            if child is not None and child not in seen:
+                modules.append(child)
+                seen.add(child)
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 # --- what the dispatcher calls -----------------------------------------------------------------------------
 
-_FAST: Final = {
+_FAST: Final[dict[Any, Callable[..., Tensor]]] = {
     torch.ops.aten.empty.memory_format: torch.empty,
     torch.ops.aten.empty_strided.default: torch.empty_strided,
 }
@@ -231,8 +167,6 @@ _COPYING: Final = frozenset({torch.ops.aten.clone.default, torch.ops.aten._to_co
 
 
 def _kernel(operation: torch._ops.OpOverload) -> Callable[..., Any]:
-    function: Any = _FAST.get(operation)
-
     def kernel(keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], (float, complex, int)):  # of torch's own, which Python gets as a number
             dtype = {float: torch.float64, complex: torch.complex128}.get(type(args[0]))
@@ -243,17 +177,33 @@ def _kernel(operation: torch._ops.OpOverload) -> Callable[..., Any]:
         if depth > watch.depth:
             with _beneath_modes(depth - watch.depth, watch.carry_out):
                 return operation.redispatch(keys & _BELOW, *args, **kwargs)
-        if function is None or "device" not in kwargs or torch._C._len_torch_function_stack():
-            return watch.carry_out(operation, args, kwargs, partial(operation.redispatch, keys & _BELOW))
-        torch._C._dispatch_tls_set_dispatch_key_included(_KEY, False)
+        return watch.carry_out(operation, args, kwargs, partial(operation.redispatch, keys & _BELOW))
+
+    return kernel
+
+
+def _quick(operation: torch._ops.OpOverload) -> Callable[..., Any]:
+    """The same where nothing is out of the ordinary, as nearly always."""
+    kernel, function = _kernel(operation), _FAST[operation]
+    is_empty = function is torch.empty
+    modes, function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+    include = torch._C._dispatch_tls_set_dispatch_key_included
+
+    def quick(keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
+        watch = _WATCH.get()
+        if watch is None or modes() != watch.depth or function_modes() or "device" not in kwargs:
+            return kernel(keys, *args, **kwargs)
+        if is_empty and args[0]:
+            args = args[0]  # the same to torch, which takes longer to see that a list is one of numbers
+        include(_KEY, False)
         try:
-            tensor: Tensor = function(*args, **kwargs)
+            tensor = function(*args, **kwargs)
         finally:
-            torch._C._dispatch_tls_set_dispatch_key_included(_KEY, True)
+            include(_KEY, True)
         watch.hand_out(tensor)
         return tensor
 
-    return kernel
+    return quick
 
 
 @contextmanager
@@ -282,7 +232,7 @@ def _registered() -> tuple[Library, ...]:
     every.fallback(fallthrough_kernel)
     packets = [getattr(packet, name) for packet in ALLOCATING for name in packet.overloads() if "out" not in name]
     for operation in (*packets, *_COPYING):
-        aten.impl(operation, _kernel(operation), with_keyset=True)
+        aten.impl(operation, _quick(operation) if operation in _FAST else _kernel(operation), with_keyset=True)
     return every, aten
 
 
@@ -314,7 +264,7 @@ def unstamp(tensors: Iterable[Tensor]) -> None:
     known = [tensor for tensor in tensors if tensor in _KNOWN] if _KNOWN.data else []
     left = [tensor for tensor in known if is_unfilled(tensor)]
     for tensor in known:
-        ends = _ends_of(tensor)
+        ends = ends_of(tensor)
         if ends is not None and _KNOWN[tensor].snapshot.storage == storage_of(tensor):
             ends.put_back(_KNOWN[tensor].before)
     for tensor in left:
