@@ -6,30 +6,20 @@ leaves before all know: an error on one rank is an error on every rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import nn
 
-from torchinit._text import abbreviate, count
+from torchinit._text import count
 from torchinit.errors import RunError
-from torchinit.model.ranks import Spread, is_shared, over_group, over_meshes
+from torchinit.model.ranks import Spread, is_shared, over_group, over_model, ranks_text
 
-__all__ = ["Spread", "is_shared", "over_group"]
+__all__ = ["Spread", "is_shared", "over_group", "over_model"]
 
 _T = TypeVar("_T")
 _MOST = 10
-
-
-def over_model(model: nn.Module) -> Spread | None:
-    """The spread over the ranks that hold parts of a model's DTensors; None where this rank alone does."""
-    return over_meshes(chain(model.parameters(), model.buffers()))
-
-
-def ranks_text(ranks: Sequence[int], most: int = 5) -> str:
-    """Ranks as a reader would write them."""
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {abbreviate([str(rank) for rank in ranks], most)}"
 
 
 def abridged(problems: Sequence[str]) -> list[str]:
@@ -86,6 +76,18 @@ def run_collectively(work: Callable[[], _T], noun: str, spread: Spread, *, own: 
     return result  # type: ignore[return-value]  # without an error it is what the work returned
 
 
+@contextmanager
+def heard(spread: Spread | None) -> Iterator[None]:
+    """Let the ranks that wait for the first word of this one hear of an error that comes before it."""
+    try:
+        yield
+    except Exception as error:
+        if spread is not None and not spread.has_spoken:
+            with suppress(RunError):
+                spread(_Word("failed", f"{type(error).__name__}: {error}"))
+        raise
+
+
 def exchanged(value: _T, spread: Spread) -> dict[int, _T]:
     """The values of all ranks of a spread in the midst of work that :func:`run_collectively` runs.
 
@@ -106,12 +108,12 @@ def _failed(words: Mapping[int, _Word]) -> list[str]:
     return [f"rank {rank}: gathers a tensor, when others are done" for rank in gathering]
 
 
-def among(model: nn.Module) -> Callable[[Sequence[str]], list[str]]:
+def among(model: nn.Module, doing: str) -> Callable[[Sequence[str]], list[str]]:
     """A function that joins this rank's errors with those of the other ranks that hold parts of the model.
 
     All of these have to call it.
     """
-    spread = over_model(model)
+    spread = over_model(model, doing)
     return list if spread is None else lambda texts: joined(spread(tuple(texts)))
 
 

@@ -327,5 +327,6 @@ def _along_the_mesh(tensor: Any, value: Any) -> list[Any]:
     known, mesh = [value], tensor.device_mesh
     for axis, placement in enumerate(tensor.placements):
         if mesh.size(axis) > 1 and not placement.is_replicate():
-            known = [answer for each in gathered(known, mesh.get_group(axis)) for answer in each]
+            answers = gathered(known, mesh.get_group(axis), "code of a sharded model")
+            known = [answer for each in answers for answer in each]
     return known

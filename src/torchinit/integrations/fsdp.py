@@ -159,7 +159,7 @@ class ParamInit:
         for group in _rounds((name, entry) for name, entry in parts if self._is_news(name, *entry.sources)):
             steps = sorted((self.steps[name] for name in group), key=lambda step: step.turn)
             shards = {name: shards_of_entry(entry, name) for name, entry in group.items()}
-            agree = among(module) if self.plan.loads else None
+            agree = among(module, "param_init_fn") if self.plan.loads else None
             for record in run(Plan(tuple(steps)), shards, self.noise, agree=agree):
                 self.records[record.name] = record
         missed = unwritten(blank, {*planned, *self.made.by})

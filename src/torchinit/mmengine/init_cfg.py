@@ -9,13 +9,14 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeAlias
 
 from torch import nn
 
 from torchinit._text import did_you_mean
-from torchinit.distributed.consensus import check_seed
+from torchinit.distributed.consensus import check_start
 from torchinit.mmengine.biases import BIAS_WORDS
 from torchinit.mmengine.extensions import WORDS
 from torchinit.mmengine.initializers import CoreInit, FormulaInit, PretrainedInit
@@ -28,7 +29,7 @@ from torchinit.mmengine.registry import (
     build_from_cfg,
     default_scope,
 )
-from torchinit.mmengine.session import Session, current
+from torchinit.mmengine.session import Session, configs_of, current
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA, TEXT
@@ -75,7 +76,7 @@ def initialize(
     if session is not None:
         with session.asked(**options):
             return _joined(module, carry_out(module, init_cfg, session), session)
-    check_seed(module, seed)
+    check_start(module, seed, "mmengine.initialize", partial(configs_of, module, init_cfg))
     session = Session(module, **options)
     with session.wholes or nullcontext():
         session.check_memory(init_cfg)
