@@ -14,7 +14,7 @@ from torch import nn
 
 from torchinit._text import count
 from torchinit.errors import RunError
-from torchinit.model.ranks import Spread, is_shared, over_group, over_model, ranks_text
+from torchinit.model.ranks import Spread, is_shared, is_told, over_group, over_model, ranks_text, told
 
 __all__ = ["Spread", "is_shared", "over_group", "over_model"]
 
@@ -70,10 +70,31 @@ def run_collectively(work: Callable[[], _T], noun: str, spread: Spread, *, own: 
     else:
         failed = _failed(spread(_Word("done")))
     if error is not None and own:
-        raise error
+        raise told(error)
     if failed:
-        raise RunError(f"{noun} failed on {count(len(failed), 'rank')}", failed) from error
+        raise told(RunError(f"{noun} failed on {count(len(failed), 'rank')}", failed)) from error
     return result  # type: ignore[return-value]  # without an error it is what the work returned
+
+
+@contextmanager
+def ending_together(model: nn.Module, spread: Spread | None, doing: str) -> Iterator[None]:
+    """Let no rank of a spread end what it is doing before all do: an error of one is an error of all.
+
+    One that fails speaks in the group in which others gather, or wait for the end, and they see that it does not do the
+    same. Where there are several groups nobody knows in which they are, and they wait for it until their timeout.
+    """
+    try:
+        yield
+    except Exception as error:
+        if spread is not None and spread.in_one_group and not is_told(error):
+            failing = over_model(model, f"{doing}, which failed with {type(error).__name__}: {error}")
+            with suppress(RunError):
+                if failing is not None:
+                    failing.has_spoken = True  # nobody is waited for in vain
+                    failing(None)
+        raise
+    if spread is not None:
+        spread(None)
 
 
 @contextmanager

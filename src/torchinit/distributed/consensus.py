@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -14,6 +15,7 @@ from torchinit._text import count, dtype_name
 from torchinit.distributed.allocation import module_tensors
 from torchinit.distributed.collectives import (
     abridged,
+    ending_together,
     exchanged,
     joined,
     over_group,
@@ -110,15 +112,17 @@ def initialize_together(
 
 
 def check_start(
-    model: nn.Module, seed: int | None, doing: str, steps: Callable[[], Mapping[str, str]] = dict[str, str]
-) -> None:
+    model: nn.Module, seed: int | None, doing: str, steps: Callable[[], Mapping[str, str]]
+) -> AbstractContextManager[None]:
     """Raise RunError on all ranks that hold parts of a model unless they have one seed, and the same ``steps``.
 
-    All of them have to call this. Only the steps that several ranks have are compared.
+    All of them have to call this, and do the work within the context that it returns, which they leave together. Only
+    the steps that several ranks have are compared.
     """
     if spread := over_model(model, doing):
         told = steps()
         check_consensus(RankIntent({"the seed": "none" if seed is None else str(seed)}, told, told), spread)
+    return ending_together(model, spread, doing)
 
 
 def check_consensus(intent: RankIntent, spread: Spread, remedy: str = "") -> None:

@@ -76,13 +76,14 @@ def initialize(
     if session is not None:
         with session.asked(**options):
             return _joined(module, carry_out(module, init_cfg, session), session)
-    check_start(module, seed, "mmengine.initialize", partial(configs_of, module, init_cfg))
-    session = Session(module, **options)
-    with session.wholes or nullcontext():
-        session.check_memory(init_cfg)
-        reports = carry_out(module, init_cfg, session)
-        session.kept.check(session.provenance.written())
-        return _joined(module, reports, session, session.report(stats=stats))
+    with check_start(module, seed, "mmengine.initialize", partial(configs_of, module, init_cfg)):
+        session = Session(module, **options)
+        with session.wholes or nullcontext():
+            session.check_memory(init_cfg)
+            reports = carry_out(module, init_cfg, session)
+            session.kept.check(session.provenance.written())
+            report = session.report(stats=stats)
+        return _joined(module, reports, session, report)
 
 
 def carry_out(module: nn.Module, init_cfg: Any, session: Session, *, records: bool = True) -> list[Report]:

@@ -388,8 +388,9 @@ def session_of(top: nn.Module, seed: int | None, **options: Any) -> Iterator[tup
     if session is not None:
         yield session, False
         return
-    if "exchange" not in options:  # whoever brings one has compared all that ranks are told
-        check_start(top, seed, "init_weights", partial(configs_of, top))
-    session = Session(top, seed, **options)
-    with session.wholes or nullcontext(), session.opened():
-        yield session, True
+    # Whoever brings an exchange has compared all that ranks are told.
+    own, told = "exchange" not in options, partial(configs_of, top)
+    with check_start(top, seed, "init_weights", told) if own else nullcontext():
+        session = Session(top, seed, **options)
+        with session.wholes or nullcontext(), session.opened():
+            yield session, True

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _T = TypeVar("_T")
+_Error = TypeVar("_Error", bound=BaseException)
 _log = logging.getLogger("torchinit")
 
 
@@ -53,11 +54,23 @@ def gathered(value: _T, group: ProcessGroup | None, doing: str, *, first: bool =
         except RuntimeError as error:
             absent = roll.absent() if roll else []
             headline = f"no word from the other ranks: {str(error).splitlines()[0]}"
-            raise RunError(headline, absent or [f"all had come to {doing}; then one was lost"]) from error
+            raise told(RunError(headline, absent or [f"all had come to {doing}; then one was lost"])) from error
     if len({each for each, _ in found}) > 1:
         works = dict(zip(ranks_of(group), (each for each, _ in found), strict=True))
-        raise RunError("the ranks do not do the same", [f"{work}: {ranks}" for work, ranks in by_value(works)])
+        texts = [f"{work}: {ranks}" for work, ranks in by_value(works)]
+        raise told(RunError("the ranks do not do the same", texts))
     return [each for _, each in found]
+
+
+def told(error: _Error) -> _Error:
+    """The error, marked as one that the other ranks have heard of or cannot."""
+    vars(error)["torchinit_told"] = True
+    return error
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether an error has that mark."""
+    return "torchinit_told" in vars(error)
 
 
 def ranks_of(group: ProcessGroup | None = None) -> list[int]:
@@ -145,11 +158,12 @@ def _store() -> Any:
 class Spread:
     """Tells what each rank that has a model says: the values by rank. All these ranks have to call it.
 
-    ``has_spoken`` tells whether this one has.
+    ``has_spoken`` tells whether this one has, ``in_one_group`` whether there is one group in which all of them meet.
     """
 
-    def __init__(self, say: Callable[[Any, bool], dict[int, Any]]) -> None:
+    def __init__(self, say: Callable[[Any, bool], dict[int, Any]], *, in_one_group: bool = True) -> None:
         self._say = say
+        self.in_one_group = in_one_group
         self.has_spoken: bool = False
 
     def __call__(self, value: _T, /) -> dict[int, _T]:
@@ -220,7 +234,7 @@ def over_meshes(tensors: Iterable[Tensor], doing: str, replicas: Iterable[Proces
             raise RunError("the ranks' models lie on other meshes; nothing was written", texts)
         return {rank: known[rank][1] for rank in sorted(known)}
 
-    return Spread(say)
+    return Spread(say, in_one_group=len(order) == 1)
 
 
 def _groups_of(tensors: Iterable[Tensor], replicas: Iterable[ProcessGroup]) -> dict[tuple[Any, ...], ProcessGroup]:
@@ -230,12 +244,12 @@ def _groups_of(tensors: Iterable[Tensor], replicas: Iterable[ProcessGroup]) -> d
         ranks = tuple(mesh.mesh.flatten().tolist())
         for axis in range(mesh.ndim) if mesh.get_coordinate() is not None else ():
             with suppress(RuntimeError):  # the mesh has no groups
-                key, group = (-mesh.size(), ranks, tuple(mesh.shape), axis), _met_in(mesh.get_group(axis))
+                key, group = (-mesh.size(), ranks, tuple(mesh.shape), axis), met_in(mesh.get_group(axis))
                 if mesh.size(axis) > 1:  # of meshes that differ in their words only, the group that was made first
                     groups[key] = min(group, groups.get(key, group), key=lambda each: each.group_name)
     for group in replicas:
         if len(members := tuple(ranks_of(group))) > 1:
-            groups.setdefault((-len(members), members, (len(members),), 0), _met_in(group))
+            groups.setdefault((-len(members), members, (len(members),), 0), met_in(group))
     return groups
 
 
@@ -243,7 +257,7 @@ def _mesh_text(ranks: tuple[int, ...], shape: tuple[int, ...]) -> str:
     return f"ranks {[*ranks]}" + (f" in shape {[*shape]}" if len(shape) > 1 else "")
 
 
-def _met_in(group: ProcessGroup) -> ProcessGroup:
+def met_in(group: ProcessGroup) -> ProcessGroup:
     """The group itself; of all ranks the job's own, in which those of other meshes meet it."""
     is_everyone = torch.distributed.get_world_size(group) == torch.distributed.get_world_size()
     return _everyone() if is_everyone else group
@@ -261,18 +275,23 @@ def check_same(spread: Spread, noun: str, value: object) -> None:
 
 
 class Agreement:
-    """What ranks ``compare`` before the first write to tensors that they have together: once for each mesh of these."""
+    """What ranks ``compare`` before the first write to what they have together: once for each mesh or group."""
 
     def __init__(self, doing: str, compare: Callable[[Spread], None]) -> None:
         self.doing = doing
         self.compare = compare
         self._agreed: set[Any] = set()
 
-    def over(self, tensors: Iterable[Tensor]) -> None:
-        """Compare over the ranks that hold parts of these tensors, unless those have already."""
+    def __reduce__(self) -> tuple[type[Agreement], tuple[Any, ...]]:
+        return type(self), (self.doing, self.compare)  # a copy's ranks have not agreed yet
+
+    def over(self, tensors: Iterable[Tensor], replicas: Iterable[ProcessGroup] = ()) -> None:
+        """Compare over the ranks that hold parts of these tensors, or are in these groups, where they have not yet."""
         new = [each for each in tensors if is_distributed(each) and each.device_mesh not in self._agreed]
-        if new:
-            self._among(over_meshes(new, self.doing), new)
+        groups = [each for each in replicas if each not in self._agreed]
+        if new or groups:
+            self._agreed.update(groups)
+            self._among(over_meshes(new, self.doing, groups), new)
 
     def over_model(self, model: nn.Module) -> None:
         """The same of all that a model holds, replicas of DistributedDataParallel among it."""

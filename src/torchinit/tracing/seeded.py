@@ -105,13 +105,13 @@ class Seeded(Recorder):
     def _target(self, tensor: Tensor, indices: int = 1) -> DrawTarget:
         """A tensor to draw: a site, or a part of one, or one that is not in the model, or not yet."""
         keys = self.index.find(tensor)
+        if self._agreement is not None:  # the model may have been cut up since the block began
+            with _disable_current_modes():
+                self._agreement.over(self.sites[min(keys)].tensors if keys else [tensor])
         if not keys:
             name = f"{find_subject(self.modules, self._site_of, self.until)}\0temporary"
             return DrawTarget(self.noise, name, self._next(name, indices), tensor)
         site = self.sites[min(keys)]
-        if self._agreement is not None:  # ranks that have cut the model up meanwhile
-            with _disable_current_modes():
-                self._agreement.over(site.tensors)
         index = self._next(site.name, indices)
         whole = None if is_distributed(tensor) else self._whole(site.name, site.tensors, tensor)
         return DrawTarget(self.noise, site.name, index, tensor, whole)
