@@ -121,7 +121,7 @@ def check_start(
     """
     if spread := over_model(model, doing):
         told = steps()
-        check_consensus(RankIntent({"the seed": "none" if seed is None else str(seed)}, told, told), spread)
+        check_consensus(RankIntent({"the seed": "none" if seed is None else repr(seed)}, told, told), spread)
     return ending_together(model, spread, doing)
 
 

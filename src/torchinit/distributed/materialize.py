@@ -175,7 +175,8 @@ def explain_unwritten(one: ModuleTensor, tried: Sequence[str]) -> str:
 
 def over_ranks(group: ProcessGroup | None) -> Spread | None:
     """The spread over the ranks of a group that materialize a model together; None for one process."""
-    return over_group(group, MATERIALIZE) if is_shared(group) else None
+    spread = over_group(group, MATERIALIZE)
+    return spread if is_shared(group) else None
 
 
 # Nothing has memory before the start is known, all ranks agree on it and the device is there; each of these steps is

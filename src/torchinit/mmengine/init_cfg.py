@@ -30,12 +30,14 @@ from torchinit.mmengine.registry import (
     default_scope,
 )
 from torchinit.mmengine.session import Session, configs_of, current
+from torchinit.model.dtensor import behind
+from torchinit.model.traversal import walk_tensors
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA, TEXT
 from torchinit.rules.rule import Rule
 from torchinit.serialization.reading import Reader, argument_types
-from torchinit.tracing import unfilled
+from torchinit.tracing import unfilled_among
 
 Entry = dict[str, Any]
 
@@ -82,8 +84,7 @@ def initialize(
             session.check_memory(init_cfg)
             reports = carry_out(module, init_cfg, session)
             session.kept.check(session.provenance.written())
-            report = session.report(stats=stats)
-        return _joined(module, reports, session, report)
+            return _joined(module, reports, session, session.report(stats=stats))
 
 
 def carry_out(module: nn.Module, init_cfg: Any, session: Session, *, records: bool = True) -> list[Report]:
@@ -123,6 +124,8 @@ def _joined(module: nn.Module, reports: list[Report], session: Session, seen: It
     names = frozenset(name for record in records.values() for name in (record.name, *record.aliases))
     skipped = dict.fromkeys(skip for report in (whole, *reports) for skip in report.skipped)
     left_alone = names.union(name for name, _ in skipped)
+    # What stands for a DTensor has no memory of its own.
+    held = (entry._replace(tensor=behind(entry.tensor)) for entry in walk_tensors(module))
     return replace(
         whole,
         records=tuple(records.values()),
@@ -133,7 +136,7 @@ def _joined(module: nn.Module, reports: list[Report], session: Session, seen: It
         buffers=tuple(name for name in whole.buffers if name not in names),
         loads=tuple(session.loads),
         lacking=tuple((name, why) for name, why in whole.lacking if name not in names),
-        unfilled=unfilled(module, names),
+        unfilled=unfilled_among(held, names),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from torchinit._text import abbreviate
-from torchinit.distributed import OWN_STARTS, Materialization
+from torchinit.distributed import OWN_STARTS, Materialization, heard, over_ranks
 from torchinit.distributed.allocation import ModuleTensor, check_device
 from torchinit.distributed.materialize import with_resets
 from torchinit.distributed.own_code import OwnCodeResult, exchange_in, needs, reset_layers
@@ -167,7 +167,8 @@ def materialize(
     >>> [record.fill for record in materialize(layer, dict(type="Constant", val=2, param="weight"), seed=0)]
     ['Constant(2)', 'Linear.reset_parameters()']
     """
-    with noise_of(seed, map(check_device, [device])) as noise:
+    spread = over_ranks(group)
+    with heard(spread), noise_of(seed, map(check_device, [device])) as noise:
         report = Materialization(
             module,
             lambda: OwnStart(module, noise, init_cfg, strict, stats, progress, group),
@@ -177,5 +178,6 @@ def materialize(
             verify=verify,
             stats=stats,
             with_memory="torchinit.mmengine.initialize",
+            spread=spread,
         ).carry_out()
     return replace(report, unfilled=unfilled(module, frozenset(record.name for record in report)))

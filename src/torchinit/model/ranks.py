@@ -172,7 +172,9 @@ class Spread:
 
 
 def over_group(group: ProcessGroup | None, doing: str) -> Spread:
-    """The spread over the ranks of a group; None: all there are."""
+    """The spread over the ranks of a group; None: all there are. RunError for a group that this rank is not in."""
+    if not is_alone() and torch.distributed.get_rank(group) < 0:
+        raise RunError(f"rank {_rank()} is not in the group that it was given")
 
     def say(value: Any, first: bool) -> dict[int, Any]:
         values = gathered(value, group, doing, first=first)

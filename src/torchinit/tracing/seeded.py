@@ -291,7 +291,9 @@ def seeded(model: nn.Module, seed: int, *, under: str = "", inside: str = "") ->
     >>> [write.site for write in seen.writes]
     ['0.weight']
     """
-    told = "".join([str(seed), *(f" {word} {path!r}" for word, path in (("under", under), ("inside", inside)) if path)])
+    told = "".join(
+        [repr(seed), *(f" {word} {path!r}" for word, path in (("under", under), ("inside", inside)) if path)]
+    )
     agreement = Agreement("torchinit.seeded", lambda spread: check_same(spread, "the seed", told))
     try:
         return Seeded(model, seed, Counted(model, under, inside), agreement)
