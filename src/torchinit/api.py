@@ -246,6 +246,7 @@ def initialize(
         refuse_while_built("initialize")
         refuse_fakes()
     counted = Counted(model, under, inside)
+    progress = counted.outside(progress)
     devices = (parameter.device for parameter in model.parameters())
     with heard(spread), counted as root, noise_of(seed, devices) as noise, ExitStack() as pause:
         pause.enter_context(collector_paused())  # to the end, or until it is other people's turn
@@ -350,6 +351,7 @@ def materialize(
             given.finish()
         own = own_starts(model) if recipe is None else None
     counted = Counted(model, under, inside)
+    progress = counted.outside(progress)
     plans = [Plan()]
     instead = "torchinit.initialize with a recipe" if recipe is None else "torchinit.initialize"
 

@@ -45,7 +45,9 @@ def net(*, meta: bool = False) -> nn.Sequential:
 
 
 def spread(mesh: DeviceMesh, *, meta: bool = False) -> nn.Module:
-    return fully_shard(net(meta=meta), mesh=mesh)
+    model = net(meta=meta)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def copied() -> nn.Module:
@@ -77,7 +79,8 @@ def cut_within(mesh: DeviceMesh, seed: int) -> None:
     """The model is cut up when the block has begun."""
     model = net(meta=True)
     with seeded(model, seed):
-        fully_shard(model, mesh=mesh).to_empty(device="cpu")
+        fully_shard(model, mesh=mesh)
+        model.to_empty(device="cpu")
         drawn(model)
 
 
@@ -90,7 +93,7 @@ def by_fsdp1(seed: int, std: float = 1.0, **options: Any) -> None:
 def by_titan(mesh: DeviceMesh, seed: int) -> None:
     model = net()
     for layer in model:
-        layer._param_init = None  # as torchtitan's modules have it
+        vars(layer)["_param_init"] = None  # as torchtitan's modules have it
     functions: Any = param_init(model, ALL, seed=seed)
     fully_shard(model, mesh=mesh)
     for layer in functions:
