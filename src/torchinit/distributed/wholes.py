@@ -327,6 +327,6 @@ def _along_the_mesh(tensor: Any, value: Any) -> list[Any]:
     known, mesh = [value], tensor.device_mesh
     for axis, placement in enumerate(tensor.placements):
         if mesh.size(axis) > 1 and not placement.is_replicate():
-            answers = gathered(known, met_in(mesh.get_group(axis)), "code of a sharded model", first=True)
+            answers = gathered(known, met_in(mesh.get_group(axis)), "code of a sharded model")
             known = [answer for each in answers for answer in each]
     return known
