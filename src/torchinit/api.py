@@ -15,7 +15,17 @@ from torch import nn
 from torchinit._collector import collector_paused
 from torchinit._text import abbreviate, count
 from torchinit.checkpoints.open import origin_of
-from torchinit.distributed import Materialization, PlannedStart, Start, check_styles, own_resets, own_starts
+from torchinit.distributed import (
+    Materialization,
+    PlannedStart,
+    Start,
+    check_styles,
+    heard,
+    over_model,
+    over_ranks,
+    own_resets,
+    own_starts,
+)
 from torchinit.distributed.allocation import check_device
 from torchinit.distributed.consensus import initialize_together
 from torchinit.errors import ConfigError, PlanError, RunError
@@ -232,13 +242,16 @@ def initialize(
     >>> report.assert_ok()["0.weight"].expected.std
     0.02
     """
-    given = given_to(initialize, arguments, named)
-    refuse_while_built("initialize")
-    refuse_fakes()
     check_model(model, recipe)
+    spread = over_model(model, "torchinit.initialize")
+    with heard(spread):
+        given = given_to(initialize, arguments, named)
+        refuse_while_built("initialize")
+        refuse_fakes()
     counted = Counted(model, under, inside)
+    progress = counted.outside(progress)
     devices = (parameter.device for parameter in model.parameters())
-    with counted as root, noise_of(seed, devices) as noise, ExitStack() as pause:
+    with heard(spread), counted as root, noise_of(seed, devices) as noise, ExitStack() as pause:
         pause.enter_context(collector_paused())  # to the end, or until it is other people's turn
         held = _held_by(root)  # once for all: the plan, the memory to write to, and what is left unfilled
         plans: list[Plan] = []
@@ -261,7 +274,7 @@ def initialize(
             return prove(root, checked, work)
 
         options = {"fingerprint": fingerprint, "verify": verify}
-        report = initialize_together(root, ready, write, noise, options) or write(ready())
+        report = initialize_together(root, spread, ready, write, noise, options) if spread else write(ready())
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
         planned = [draft.site for draft in plans[-1].drafts]
         written = frozenset([site.name for site in planned]).union(
@@ -333,12 +346,15 @@ def materialize(
     if torch.compiler.is_dynamo_compiling():
         raise RunError("materialize gives a model memory, which torch.compile cannot follow: call it outside of that")
     refuse_while_built("materialize")
-    check_model(model, recipe)
-    given = given_to(materialize, arguments, named)
-    if recipe is None:
-        given.finish()
-    own = own_starts(model) if recipe is None else None
+    spread = over_ranks(group)
+    with heard(spread):
+        check_model(model, recipe)
+        given = given_to(materialize, arguments, named)
+        if recipe is None:
+            given.finish()
+        own = own_starts(model) if recipe is None else None
     counted = Counted(model, under, inside)
+    progress = counted.outside(progress)
     plans = [Plan()]
     instead = "torchinit.initialize with a recipe" if recipe is None else "torchinit.initialize"
 
@@ -366,11 +382,12 @@ def materialize(
         plans.append(checked)
         return PlannedStart(root, checked, noise, stats=stats, progress=progress, resets=resets)
 
-    with counted as root, noise_of(seed, map(check_device, [device])) as noise:
+    with heard(spread), counted as root, noise_of(seed, map(check_device, [device])) as noise:
         with_memory = own.call_for(model) if own else instead
         told = {"complete": complete, "fingerprint": fingerprint}
         leave = left_without_memory(root, only)
-        report = Materialization(root, ready, noise, device, group, verify, stats, with_memory, told, leave).carry_out()
+        options = (device, group, verify, stats, with_memory, told, leave, spread)
+        report = Materialization(root, ready, noise, *options).carry_out()
         facts: dict[str, Any] = {"trainable": trainable, "under": under, "inside": inside}
         origin = fingerprint and origin_of("own" if own else "materialize", plans[-1], noise, recipe, **facts)
         written = frozenset(name for record in report for name in (record.name, *record.aliases))

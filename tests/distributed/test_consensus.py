@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from tests.processes import on_ranks, results
 from tests.ranks import fake_rank
-from torchinit import Name, Normal, Pretrained, Rule, Uniform, initialize, materialize, seeded
+from torchinit import Name, Normal, Pretrained, Rule, RunError, Uniform, initialize, materialize, seeded
 from torchinit.distributed import verify_stages
 from torchinit.mmengine import Sequential
 from torchinit.mmengine import initialize as by_init_cfg
@@ -51,8 +51,11 @@ def tried(model: nn.Module, recipe: Any = ALL, **options: Any) -> tuple[str, boo
 
 def tried_within(model: nn.Module, seed: int) -> tuple[str, bool]:
     """The same without a seed, within ``seeded``."""
-    with seeded(model, seed):
-        return tried(model, seed=None)
+    try:
+        with seeded(model, seed):
+            return tried(model, seed=None)
+    except RunError as error:
+        return f"RunError: {error}", not any(local_part(each).any() for each in model.parameters())
 
 
 def on_meta(mesh: DeviceMesh, recipe: Any = ALL, **options: Any) -> tuple[str, bool]:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.processes import on_ranks, results
 from torchinit import ReportError, RunError, TorchinitError, fingerprint, initialize, verify_replicas
 from torchinit.distributed import consensus
+from torchinit.model.ranks import Spread
 
 WORLD = 4
 RULES = {"rules": [{"type": "Normal", "name": "**"}]}
@@ -218,7 +219,7 @@ def test_many_differences_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     details[7][""] = dict.fromkeys(digests, "11")
     monkeypatch.setattr(consensus, "differing_replicas", lambda *_: list(consensus._differences(details)))
     with pytest.raises(ReportError, match="12 sites not the same on all replicas") as caught:
-        consensus.compare_replicas(model(), lambda value: {0: value})
+        consensus.compare_replicas(model(), Spread(lambda value, _: {0: value}))
     first, *_, last = caught.value.problems
     assert first.startswith("layer0.weight: rank 7 holds other bits than ranks 0, 1, 2, 3, 4, 5, 6, 8")
     assert first.endswith("16 and 3 more")

@@ -294,3 +294,26 @@ def test_a_change_that_fails_halfway_is_undone() -> None:
         Counted(model, inside="net").__enter__()
     assert [*model._modules] == names
     initialize(model, NORMAL, seed=0, inside="net")
+
+
+@pytest.mark.parametrize("inside", ["net", "model.net"])
+def test_a_callback_has_the_model_as_it_is(inside: str) -> None:
+    """So that what it saves has the model's own keys; a call within it may count in the same way."""
+    model = Wrapper() if inside == "net" else nn.ModuleDict({"model": Wrapper()})
+    before, seen = shape_of(model), list[Any]()
+
+    def progress(_: object) -> None:
+        seen.append(shape_of(model))
+        if len(seen) == 1:
+            initialize(model, NORMAL, seed=1, inside=inside)
+
+    initialize(model, NORMAL, seed=0, inside=inside, progress=progress)
+    assert len(seen) > 1
+    assert all(each == before for each in (*seen, shape_of(model)))
+
+    def fails(_: object) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        initialize(model, NORMAL, seed=0, inside=inside, progress=fails)
+    assert shape_of(model) == before

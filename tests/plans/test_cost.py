@@ -6,6 +6,7 @@ import sys
 import typing
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 
 import pytest
 import torch

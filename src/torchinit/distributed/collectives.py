@@ -6,30 +6,20 @@ leaves before all know: an error on one rank is an error on every rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import nn
 
-from torchinit._text import abbreviate, count
+from torchinit._text import count
 from torchinit.errors import RunError
-from torchinit.model.ranks import Spread, is_shared, over_group, over_meshes
+from torchinit.model.ranks import Spread, is_shared, is_told, over_group, over_model, ranks_text, told
 
-__all__ = ["Spread", "is_shared", "over_group"]
+__all__ = ["Spread", "is_shared", "over_group", "over_model"]
 
 _T = TypeVar("_T")
 _MOST = 10
-
-
-def over_model(model: nn.Module) -> Spread | None:
-    """The spread over the ranks that hold parts of a model's DTensors; None where this rank alone does."""
-    return over_meshes(chain(model.parameters(), model.buffers()))
-
-
-def ranks_text(ranks: Sequence[int], most: int = 5) -> str:
-    """Ranks as a reader would write them."""
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {abbreviate([str(rank) for rank in ranks], most)}"
 
 
 def abridged(problems: Sequence[str]) -> list[str]:
@@ -80,10 +70,43 @@ def run_collectively(work: Callable[[], _T], noun: str, spread: Spread, *, own: 
     else:
         failed = _failed(spread(_Word("done")))
     if error is not None and own:
-        raise error
+        raise told(error)
     if failed:
-        raise RunError(f"{noun} failed on {count(len(failed), 'rank')}", failed) from error
+        raise told(RunError(f"{noun} failed on {count(len(failed), 'rank')}", failed)) from error
     return result  # type: ignore[return-value]  # without an error it is what the work returned
+
+
+@contextmanager
+def ending_together(model: nn.Module, spread: Spread | None, doing: str) -> Iterator[None]:
+    """Let no rank of a spread end what it is doing before all do: an error of one is an error of all.
+
+    One that fails speaks in the group in which others gather, or wait for the end, and they see that it does not do the
+    same. Where there are several groups nobody knows in which they are, and they wait for it until their timeout.
+    """
+    try:
+        yield
+    except Exception as error:
+        if spread is not None and spread.in_one_group and not is_told(error):
+            failing = over_model(model, f"{doing}, which failed with {type(error).__name__}: {error}")
+            with suppress(RunError):
+                if failing is not None:
+                    failing.has_spoken = True  # nobody is waited for in vain
+                    failing(None)
+        raise
+    if spread is not None:
+        spread(None)
+
+
+@contextmanager
+def heard(spread: Spread | None) -> Iterator[None]:
+    """Let the ranks that wait for the first word of this one hear of an error that comes before it."""
+    try:
+        yield
+    except Exception as error:
+        if spread is not None and not spread.has_spoken:
+            with suppress(RunError):
+                spread(_Word("failed", f"{type(error).__name__}: {error}"))
+        raise
 
 
 def exchanged(value: _T, spread: Spread) -> dict[int, _T]:
@@ -106,12 +129,12 @@ def _failed(words: Mapping[int, _Word]) -> list[str]:
     return [f"rank {rank}: gathers a tensor, when others are done" for rank in gathering]
 
 
-def among(model: nn.Module) -> Callable[[Sequence[str]], list[str]]:
+def among(model: nn.Module, doing: str) -> Callable[[Sequence[str]], list[str]]:
     """A function that joins this rank's errors with those of the other ranks that hold parts of the model.
 
     All of these have to call it.
     """
-    spread = over_model(model)
+    spread = over_model(model, doing)
     return list if spread is None else lambda texts: joined(spread(tuple(texts)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -14,18 +15,18 @@ from torchinit._text import count, dtype_name
 from torchinit.distributed.allocation import module_tensors
 from torchinit.distributed.collectives import (
     abridged,
+    ending_together,
     exchanged,
     joined,
     over_group,
     over_model,
-    ranks_text,
     run_collectively,
 )
 from torchinit.errors import ReportError, RunError
 from torchinit.initializers.statistics import is_shuffled
 from torchinit.model.dtensor import cut_dimensions, is_distributed, local_part, piece_here
 from torchinit.model.names import normalize
-from torchinit.model.ranks import Spread
+from torchinit.model.ranks import Spread, by_value, ranks_text, replicated_in
 from torchinit.model.shards import Shard
 from torchinit.noise import Keyed, Noise
 from torchinit.noise.keyed import STREAM
@@ -84,18 +85,16 @@ def intent_of(
 
 def initialize_together(
     model: nn.Module,
+    spread: Spread,
     ready: Callable[[], Plan],
     write: Callable[[Plan, Agree], Report],
     noise: Noise,
     options: Mapping[str, object],
-) -> Report | None:
-    """Make a plan and write it on all ranks that hold parts of a model; None where this one alone does.
+) -> Report:
+    """Make a plan and write it on all ranks that hold parts or replicas of a model.
 
     A rank that fails raises its own error, the others RunError with what it was.
     """
-    spread = over_model(model)
-    if spread is None:
-        return None
 
     def planned() -> tuple[Plan, RankIntent]:
         plan = ready()
@@ -112,10 +111,18 @@ def initialize_together(
     return report
 
 
-def check_seed(model: nn.Module, seed: int | None) -> None:
-    """Raise RunError on all ranks that hold parts of a model unless they have one seed; all have to call this."""
-    if spread := over_model(model):
-        check_consensus(RankIntent({"the seed": "none" if seed is None else str(seed)}, {}), spread)
+def check_start(
+    model: nn.Module, seed: int | None, doing: str, steps: Callable[[], Mapping[str, str]]
+) -> AbstractContextManager[None]:
+    """Raise RunError on all ranks that hold parts of a model unless they have one seed, and the same ``steps``.
+
+    All of them have to call this, and do the work within the context that it returns, which they leave together. Only
+    the steps that several ranks have are compared.
+    """
+    if spread := over_model(model, doing):
+        told = steps()
+        check_consensus(RankIntent({"the seed": "none" if seed is None else repr(seed)}, told, told), spread)
+    return ending_together(model, spread, doing)
 
 
 def check_consensus(intent: RankIntent, spread: Spread, remedy: str = "") -> None:
@@ -147,8 +154,8 @@ def _differs(name: str, digests: Mapping[int, Mapping[str, tuple[bool, str]]]) -
 
 
 def _by_value(held: Mapping[int, Mapping[str, str]], name: str, missing: str) -> str:
-    ranks = _ranks_by_value({rank: each.get(name, missing) for rank, each in held.items()})
-    return ", ".join(f"{value} on {ranks_text(those)}" for value, those in ranks.items())
+    ranks = by_value({rank: each.get(name, missing) for rank, each in held.items()})
+    return ", ".join(f"{value} on {those}" for value, those in ranks)
 
 
 def _ranks_by_value(values: Mapping[int, str]) -> dict[str, list[int]]:
@@ -177,11 +184,11 @@ def verify_replicas(model: nn.Module, *, group: ProcessGroup | None = None) -> N
     >>> verify_replicas(nn.Linear(2, 3))
     >>> dist.destroy_process_group()
     """
-    compare_replicas(model, over_group(group))
+    compare_replicas(model, over_group(group, "torchinit.verify_replicas"))
 
 
 def compare_replicas(model: nn.Module, spread: Spread, only: Container[str] | None = None) -> None:
-    """Compare replicas as :func:`verify_replicas` does; ``only`` names DTensors to look at, and no plain tensors."""
+    """Compare replicas as :func:`verify_replicas` does; ``only`` names the parts and replicas to look at."""
     if problems := differing_replicas(model, spread, only):
         raise ReportError(f"{count(len(problems), 'site')} not the same on all replicas", abridged(problems))
 
@@ -216,10 +223,13 @@ def _differences(details: Mapping[int, Mapping[str, _Digests]]) -> Iterator[str]
 
 def _parts(model: nn.Module, only: Container[str] | None) -> dict[str, _Digests]:
     """The digest of each site that is here, by its place: which part of the whole it is."""
+    replicated = set() if only is None else {*map(id, replicated_in(model))}
+
+    def is_part(tensor: Any) -> bool:
+        return is_distributed(tensor) and tensor.device_mesh.get_coordinate() is not None
 
     def is_meant(name: str, tensors: Sequence[Any]) -> bool:
-        parts = (is_distributed(each) and each.device_mesh.get_coordinate() is not None for each in tensors)
-        return only is None or (name in only and all(parts))
+        return only is None or (name in only and all(is_part(each) or id(each) in replicated for each in tensors))
 
     sources = [(name, tensors) for name, tensors in sources_of(model).each if is_meant(name, tensors)]
     looks, problems = digest_tensors(sources)
@@ -255,7 +265,7 @@ def verify_stages(model: nn.Module, *, group: ProcessGroup | None = None) -> Non
     >>> verify_stages(nn.Linear(8, 8))
     >>> dist.destroy_process_group()
     """
-    spread = over_group(group)
+    spread = over_group(group, "torchinit.verify_stages")
 
     def compared() -> dict[str, tuple[str, str, str]]:
         if any(parameter.is_meta for parameter in model.parameters()):

@@ -22,9 +22,9 @@ from torchinit.distributed.allocation import (
     module_tensors,
     unwritten,
 )
-from torchinit.distributed.collectives import is_shared, over_group, run_collectively
+from torchinit.distributed.collectives import Spread, is_shared, over_group, run_collectively
 from torchinit.distributed.consensus import RankIntent, check_consensus, check_parts, compare_replicas, intent_of
-from torchinit.distributed.own_code import OwnCodeResult, make_buffers
+from torchinit.distributed.own_code import MATERIALIZE, OwnCodeResult, make_buffers
 from torchinit.errors import RunError
 from torchinit.initializers.elementwise import Drawn
 from torchinit.initializers.statistics import measure
@@ -173,6 +173,12 @@ def explain_unwritten(one: ModuleTensor, tried: Sequence[str]) -> str:
     return f"{left}, and {code}. Give it a rule with buffers = true, or a reset_parameters()"
 
 
+def over_ranks(group: ProcessGroup | None) -> Spread | None:
+    """The spread over the ranks of a group that materialize a model together; None for one process."""
+    spread = over_group(group, MATERIALIZE)
+    return spread if is_shared(group) else None
+
+
 # Nothing has memory before the start is known, all ranks agree on it and the device is there; each of these steps is
 # taken by all ranks together, so that one error ends them all. NaN in fresh memory proves what was written: all that
 # still holds it, and whole numbers that nothing was seen to write, is an error. Then the tensors change places with
@@ -186,7 +192,7 @@ class Materialization:
 
     ``ready`` makes the start; what it raises, all ranks hear of. ``options`` are what else they have to agree in.
     ``with_memory`` is the function to call for a model that has memory already. What is to ``leave``, by name, stays as
-    it is, with memory or without.
+    it is, with memory or without. The ``spread`` is that of :func:`over_ranks`, which an error before this may use.
     """
 
     model: nn.Module
@@ -199,18 +205,19 @@ class Materialization:
     with_memory: str = "torchinit.initialize"
     options: Mapping[str, object] = field(default_factory=dict)
     leave: Collection[str] = frozenset()
+    spread: Spread | None = None
 
     def carry_out(self) -> Report:
         """Give memory, write, and prove that nothing was left; after an error the model has no memory again."""
         start, device, intent = self._together(self._ready, "the plan")
-        if intent is not None:
-            check_consensus(intent, over_group(self.group), ". Give each its own group= if that is meant")
+        spread = self._spread()
+        if intent is not None and spread is not None:
+            check_consensus(intent, spread, ". Give each its own group= if that is meant")
         work = partial(allocate, self.model, device, lambda entry: entry.name in self.leave)
         memory = self._together(work, "the allocation of memory")
         try:
             report = self._together(lambda: self._written(start, memory, device), "the initialization")
-            if self.verify and is_shared(self.group):
-                spread = over_group(self.group)
+            if self.verify and spread is not None:
                 compare_replicas(self.model, spread)
                 made = {record.name for record in report if record.rule == OWN_CODE}
                 check_parts(self.model, spread, made.union(start.drawn))
@@ -221,7 +228,11 @@ class Materialization:
             raise
 
     def _together(self, work: Callable[[], _T], noun: str) -> _T:
-        return run_collectively(work, noun, over_group(self.group)) if is_shared(self.group) else work()
+        spread = self._spread()
+        return work() if spread is None else run_collectively(work, noun, spread)
+
+    def _spread(self) -> Spread | None:
+        return self.spread or over_ranks(self.group)
 
     def _ready(self) -> tuple[Start, torch.device, RankIntent | None]:
         check_ranks(self.model)

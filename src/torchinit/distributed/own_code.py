@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,9 @@ class OwnCodeResult:
     by: dict[str, str] = field(default_factory=dict)
     failed: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+
+MATERIALIZE: Final = "torchinit.materialize"
+"""What ranks do that gather what own code reads, as they are told."""
 
 # A module's own code knows how to make its buffers, but nothing says which of it does, and it may do more: write to
 # parameters, count its calls, assign attributes. So it is run on a stand-in: the module itself with parameters on the
@@ -309,7 +312,7 @@ def exchange_in(group: ProcessGroup | None) -> Exchange | None:
     """The exchange by which the ranks of a group give each other the parts of a tensor; None for one process."""
     if not is_shared(group):
         return None
-    return lambda _, value: [*exchanged(value, over_group(group)).values()]  # all ranks have each tensor
+    return lambda _, value: [*exchanged(value, over_group(group, MATERIALIZE)).values()]  # all ranks have each tensor
 
 
 def reset_layers(

@@ -24,7 +24,7 @@ from torchinit.distributed.allocation import ModuleTensor, module_tensors
 from torchinit.errors import RunError
 from torchinit.model.dtensor import BEHIND, is_distributed, local_part, shards_of
 from torchinit.model.parametrizations import parametrized
-from torchinit.model.ranks import gathered
+from torchinit.model.ranks import gathered, met_in
 from torchinit.model.sandbox import OperationMode
 from torchinit.model.shards import Box, Shard
 from torchinit.model.storage import overlaps
@@ -327,5 +327,6 @@ def _along_the_mesh(tensor: Any, value: Any) -> list[Any]:
     known, mesh = [value], tensor.device_mesh
     for axis, placement in enumerate(tensor.placements):
         if mesh.size(axis) > 1 and not placement.is_replicate():
-            known = [answer for each in gathered(known, mesh.get_group(axis)) for answer in each]
+            answers = gathered(known, met_in(mesh.get_group(axis)), "code of a sharded model")
+            known = [answer for each in answers for answer in each]
     return known

@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,18 @@ from torchinit._text import count
 from torchinit.api import plan
 from torchinit.distributed import among
 from torchinit.distributed.allocation import ModuleTensor, allocate, check_device, module_tensors, unwritten
+from torchinit.distributed.consensus import RankIntent, check_consensus
 from torchinit.distributed.materialize import explain_unwritten
 from torchinit.distributed.own_code import OwnCodeResult, is_tried, make_buffers
 from torchinit.errors import RunError
 from torchinit.model.names import normalize
+from torchinit.model.ranks import Agreement, Spread
 from torchinit.model.sites import Site, group_sites
 from torchinit.model.traversal import HeldTensor, walk_modules, walk_tensors
 from torchinit.noise import Keyed
 from torchinit.plans import Plan, Record, Report, Step, run
-from torchinit.plans.only import LOADING, is_loaded, is_within
+from torchinit.plans.only import LOADING, is_loaded, is_within, locals_of
+from torchinit.plans.origin import steps_of
 from torchinit.plans.plan import LOADED, Strict
 from torchinit.plans.run import shards_of_entry
 from torchinit.recipes import RecipeLike
@@ -35,7 +38,10 @@ from torchinit.rules.rule import Value
 from torchinit.tracing import holds_no_values
 from torchinit.tracing.locks import Snapshot, snapshot
 
-_WRAPPING: Final = ("torch.distributed.fsdp._init_utils", "_materialize_with_param_init_fn")
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_WRAPPING: Final = ("torch.distributed.fsdp._init_utils", "_init_param_handle_from_module")
 """The function of FSDP1 that asks for the weights of a part without memory; of one with memory it does not ask."""
 
 _ANEW: Final = (
@@ -100,6 +106,7 @@ class ParamInit:
         self.was_on_meta: frozenset[str] = frozenset(site.name for site, group in groups if group[0].tensor.is_meta)
         self.records: dict[str, Record] = {}
         self.made: OwnCodeResult = OwnCodeResult()
+        self.agreement: Agreement = Agreement("param_init_fn", self._compare)
         # What each site was like when it was last seen to: a call that finds it so writes nothing.
         self.snapshots: dict[str, set[Snapshot]] = defaultdict(set)
 
@@ -144,6 +151,7 @@ class ParamInit:
         # comes again with those around it: a site that is as it was left is not written again (``snapshots``). Names
         # are those from before the wrapping, which changes them.
         module = self._owner(module)
+        self.agreement.over(module.parameters(), _groups_of_fsdp())
         asked = {part for part in module.modules() if within is None or self._owner(part) in within}
         self._check(module, asked)
         memory = allocate(module, self.device, lambda one: one.module not in asked or is_loaded(one.tensor))
@@ -159,7 +167,7 @@ class ParamInit:
         for group in _rounds((name, entry) for name, entry in parts if self._is_news(name, *entry.sources)):
             steps = sorted((self.steps[name] for name in group), key=lambda step: step.turn)
             shards = {name: shards_of_entry(entry, name) for name, entry in group.items()}
-            agree = among(module) if self.plan.loads else None
+            agree = among(module, "param_init_fn") if self.plan.loads else None
             for record in run(Plan(tuple(steps)), shards, self.noise, agree=agree):
                 self.records[record.name] = record
         missed = unwritten(blank, {*planned, *self.made.by})
@@ -171,6 +179,9 @@ class ParamInit:
             raise RunError(headline, [f"{name}: {why}" for name, why in texts.items()])
         for name, entry in parts:
             self._remember(name, *entry.sources)
+
+    def _compare(self, spread: Spread) -> None:
+        check_consensus(RankIntent({"the seed": str(self.noise.seed)}, steps_of(self.plan)), spread)
 
     def _owner(self, module: nn.Module) -> nn.Module:
         """The module itself, or the one that computes a weight with it: a parametrization has no values of its own."""
@@ -258,6 +269,15 @@ class ParamInit:
 def _parts(module: nn.Module, asked: Collection[nn.Module]) -> list[HeldTensor]:
     """The tensors of the modules asked for, but for those that FSDP1 has flattened, and has had written before."""
     return [entry for entry in walk_tensors(module) if not entry.flat and entry.place.module in asked]
+
+
+def _groups_of_fsdp() -> list[ProcessGroup]:
+    """The groups of the ranks that wrap a part with FSDP1 at the time; none where rank 0 sends its values to all."""
+    values = locals_of(*_WRAPPING)
+    if values is None:
+        return []
+    state = {} if values.get("sync_module_states") else vars(values["state"])  # whose lookup does not end yet
+    return [state[name] for name in ("process_group", "_inter_node_pg") if state.get(name) is not None]
 
 
 def _rounds(parts: Iterable[tuple[str, HeldTensor]]) -> Iterator[dict[str, HeldTensor]]:

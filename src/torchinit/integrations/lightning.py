@@ -131,7 +131,7 @@ class InitCallback:
     def _agree(self, module: nn.Module) -> None:
         """Raise RunError on every rank unless all are about to write the same; DDP would hide it."""
         if is_shared():
-            planned, spread = partial(plan, module, self.rules, **self.options), over_group()
+            planned, spread = partial(plan, module, self.rules, **self.options), over_group(None, "InitCallback")
             steps = steps_of(run_collectively(planned, "the plan", spread, own=True))
             check_consensus(intent_of(module, steps, Keyed(self.seed), self.options), spread)
 

@@ -6,19 +6,23 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from torchinit.api import plan
+from torchinit.distributed.consensus import RankIntent, check_consensus
 from torchinit.errors import RunError
 from torchinit.initializers import Constant, Fill
 from torchinit.model.dtensor import behind, shards_of
 from torchinit.model.names import normalize
+from torchinit.model.ranks import Agreement
 from torchinit.model.sites import sites
 from torchinit.noise import Keyed
 from torchinit.plans import Plan, Record, Report, Step, run
+from torchinit.plans.origin import steps_of
 from torchinit.plans.plan import Strict
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.recipes.arguments import Given
@@ -108,6 +112,8 @@ class _Writers:
 
     def __post_init__(self) -> None:
         self.noise: Keyed = Keyed(self.seed)
+        intent = RankIntent({"the seed": str(self.seed)}, steps_of(self.plan))
+        self.agreement: Agreement = Agreement("param_init", partial(check_consensus, intent))
         self.steps: dict[str, Step] = {step.site.name: step for step in self.plan}
         if buffers := [name for name, step in self.steps.items() if step.site.kind == "buffer"]:
             raise RunError(
@@ -134,6 +140,7 @@ class ParameterWriter:
         """Write the parameter, the part of it that is here. Raises RunError for one on the meta device."""
         name = next((name for name in self.names if name not in self.writers.records), self.names[0])
         step = self.writers.steps[name]
+        self.writers.agreement.over([behind(parameter)])
         written = run(Plan((step,)), {name: shards_of(name, behind(parameter))}, self.writers.noise)
         self.writers.records.update((record.name, record) for record in written)
 

@@ -78,7 +78,7 @@ def lint(
             return checks, recipe
         return checks, draft(model, recipe, values)
 
-    spread = None if group is None else over_group(group)
+    spread = None if group is None else over_group(group, "torchinit.lint")
     checks, plan = prepared() if spread is None else run_collectively(prepared, "lint", spread, own=True)
     across = None if spread is None else _across(model, spread)
     target = LintTarget(

@@ -9,13 +9,14 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeAlias
 
 from torch import nn
 
 from torchinit._text import did_you_mean
-from torchinit.distributed.consensus import check_seed
+from torchinit.distributed.consensus import check_start
 from torchinit.mmengine.biases import BIAS_WORDS
 from torchinit.mmengine.extensions import WORDS
 from torchinit.mmengine.initializers import CoreInit, FormulaInit, PretrainedInit
@@ -28,13 +29,15 @@ from torchinit.mmengine.registry import (
     build_from_cfg,
     default_scope,
 )
-from torchinit.mmengine.session import Session, current
+from torchinit.mmengine.session import Session, configs_of, current
+from torchinit.model.dtensor import behind
+from torchinit.model.traversal import walk_tensors
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress
 from torchinit.rules.catalog import INITIALIZERS, SCHEMA, TEXT
 from torchinit.rules.rule import Rule
 from torchinit.serialization.reading import Reader, argument_types
-from torchinit.tracing import unfilled
+from torchinit.tracing import unfilled_among
 
 Entry = dict[str, Any]
 
@@ -75,13 +78,13 @@ def initialize(
     if session is not None:
         with session.asked(**options):
             return _joined(module, carry_out(module, init_cfg, session), session)
-    check_seed(module, seed)
-    session = Session(module, **options)
-    with session.wholes or nullcontext():
-        session.check_memory(init_cfg)
-        reports = carry_out(module, init_cfg, session)
-        session.kept.check(session.provenance.written())
-        return _joined(module, reports, session, session.report(stats=stats))
+    with check_start(module, seed, "mmengine.initialize", partial(configs_of, module, init_cfg)):
+        session = Session(module, **options)
+        with session.wholes or nullcontext():
+            session.check_memory(init_cfg)
+            reports = carry_out(module, init_cfg, session)
+            session.kept.check(session.provenance.written())
+            return _joined(module, reports, session, session.report(stats=stats))
 
 
 def carry_out(module: nn.Module, init_cfg: Any, session: Session, *, records: bool = True) -> list[Report]:
@@ -121,6 +124,8 @@ def _joined(module: nn.Module, reports: list[Report], session: Session, seen: It
     names = frozenset(name for record in records.values() for name in (record.name, *record.aliases))
     skipped = dict.fromkeys(skip for report in (whole, *reports) for skip in report.skipped)
     left_alone = names.union(name for name, _ in skipped)
+    # What stands for a DTensor has no memory of its own.
+    held = (entry._replace(tensor=behind(entry.tensor)) for entry in walk_tensors(module))
     return replace(
         whole,
         records=tuple(records.values()),
@@ -131,7 +136,7 @@ def _joined(module: nn.Module, reports: list[Report], session: Session, seen: It
         buffers=tuple(name for name in whole.buffers if name not in names),
         loads=tuple(session.loads),
         lacking=tuple((name, why) for name, why in whole.lacking if name not in names),
-        unfilled=unfilled(module, names),
+        unfilled=unfilled_among(held, names),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torchinit._collector import collector_paused
 from torchinit._frozen import changed
 from torchinit._text import abbreviate
-from torchinit.distributed.consensus import check_seed
+from torchinit.distributed.consensus import check_start
 from torchinit.distributed.own_code import is_tried
 from torchinit.distributed.wholes import Exchange, WholeTensors, is_spread
 from torchinit.errors import PlanError, RunError
@@ -373,6 +374,16 @@ def current(module: nn.Module) -> Session | None:
     return next((each for each in sessions if each.provenance.marks is marks or each.host is marks), None)
 
 
+def configs_of(top: nn.Module, init_cfg: Any = None) -> dict[str, str]:
+    """What ranks compare of an ``init_cfg`` for a tree, or else of its modules' own, by what it is of."""
+    configs = {"the init_cfg": init_cfg}
+    if init_cfg is None:
+        every = ((name, getattr(each, "init_cfg", None)) for name, each in top.named_modules())
+        configs = {f"init_cfg of {name or 'the model'}": config for name, config in every if config}
+    # Where an object lies in memory is not compared.
+    return {name: re.sub(r" at 0x[0-9a-f]+", "", repr(config)) for name, config in configs.items()}
+
+
 @contextmanager
 def session_of(top: nn.Module, seed: int | None, **options: Any) -> Iterator[tuple[Session, bool]]:
     """The session that a module is part of, or a new one with these options; and whether it is new."""
@@ -380,8 +391,9 @@ def session_of(top: nn.Module, seed: int | None, **options: Any) -> Iterator[tup
     if session is not None:
         yield session, False
         return
-    if "exchange" not in options:  # whoever brings one has compared all that ranks are told
-        check_seed(top, seed)
-    session = Session(top, seed, **options)
-    with session.wholes or nullcontext(), session.opened():
-        yield session, True
+    # Whoever brings an exchange has compared all that ranks are told.
+    own, told = "exchange" not in options, partial(configs_of, top)
+    with check_start(top, seed, "init_weights", told) if own else nullcontext():
+        session = Session(top, seed, **options)
+        with session.wholes or nullcontext(), session.opened():
+            yield session, True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from torchinit._text import abbreviate
-from torchinit.distributed import OWN_STARTS, Materialization
+from torchinit.distributed import OWN_STARTS, Materialization, heard, over_ranks
 from torchinit.distributed.allocation import ModuleTensor, check_device
 from torchinit.distributed.materialize import with_resets
 from torchinit.distributed.own_code import OwnCodeResult, exchange_in, needs, reset_layers
@@ -20,7 +19,7 @@ from torchinit.errors import ConfigError
 from torchinit.mmengine.base_module import BaseModule, InitCfg, initialize_child, unreached, unwrapped
 from torchinit.mmengine.init_cfg import carry_out
 from torchinit.mmengine.provenance import HeldAtEnd
-from torchinit.mmengine.session import Session, session_of
+from torchinit.mmengine.session import Session, configs_of, session_of
 from torchinit.model.sites import sites
 from torchinit.noise import Keyed, Noise
 from torchinit.noise.keyed import noise_of
@@ -78,13 +77,8 @@ class OwnStart:
 
     @property
     def intent(self) -> Mapping[str, str]:
-        configs: dict[str, Any] = {"the init_cfg": self.init_cfg}
-        if self.init_cfg is None:
-            modules = [(name, each) for name, each in self.model.named_modules() if isinstance(each, BaseModule)]
-            configs = {f"init_cfg of {name or 'the model'}": each.init_cfg for name, each in modules if each.init_cfg}
         shapes = {site.name: f"{list(site.shape)} {site.dtype}" for site in sites(self.model)}
-        # Where an object lies in memory is not compared.
-        return {**shapes, **{name: re.sub(r" at 0x[0-9a-f]+", "", repr(config)) for name, config in configs.items()}}
+        return {**shapes, **configs_of(self.model, self.init_cfg)}
 
     @property
     def certain(self) -> Collection[str]:
@@ -173,7 +167,8 @@ def materialize(
     >>> [record.fill for record in materialize(layer, dict(type="Constant", val=2, param="weight"), seed=0)]
     ['Constant(2)', 'Linear.reset_parameters()']
     """
-    with noise_of(seed, map(check_device, [device])) as noise:
+    spread = over_ranks(group)
+    with heard(spread), noise_of(seed, map(check_device, [device])) as noise:
         report = Materialization(
             module,
             lambda: OwnStart(module, noise, init_cfg, strict, stats, progress, group),
@@ -183,5 +178,6 @@ def materialize(
             verify=verify,
             stats=stats,
             with_memory="torchinit.mmengine.initialize",
+            spread=spread,
         ).carry_out()
     return replace(report, unfilled=unfilled(module, frozenset(record.name for record in report)))

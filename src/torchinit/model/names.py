@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from reprlib import repr as short
 from threading import RLock
 from types import TracebackType
-from typing import Final
+from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,6 +17,8 @@ from torch import nn
 import torchinit._limits as limits
 from torchinit._text import abbreviate, did_you_mean
 from torchinit.errors import ConfigError
+
+_T = TypeVar("_T")
 
 WRAPPERS: Final = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """The names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing give to what they wrap."""
@@ -131,8 +133,9 @@ def _spread(texts: list[str], between: str) -> str:
 # so that code which says `self.net` finds it. To rename sites was tried: there are twenty places that ask a model for
 # names, and all of them (keys of draws, own code, ranks, checkpoints, fingerprints) have to say the same. A copy of the
 # modules above it would be another module to FSDP2, to what traces code, and to code that sets attributes. One thread
-# at a time has a model so. What can go wrong: code that runs meanwhile, in a callback or in another thread, and lists
-# the modules of the model or of its parent does not see it there.
+# at a time has a model so, and a callback has it as it was. What can go wrong: other code that runs meanwhile, of a
+# module or a function that initializes, or in another thread, and lists the modules of the model or of its parent does
+# not see it there.
 
 _LOCKS: Final[WeakKeyDictionary[nn.Module, RLock]] = WeakKeyDictionary()
 
@@ -178,13 +181,30 @@ class Counted:
             try:
                 self._move()
             except BaseException:
-                self._restore()
+                self.__exit__(None, None, None)
                 raise
         return self.root
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._path:
+            try:
+                self._restore()
+            finally:
+                _LOCKS[self.model].release()
+
+    def outside(self, callback: Callable[[_T], None] | None) -> Callable[[_T], None] | None:
+        """The callback, for which the modules are where they belong."""
+        if callback is None or not self._path:
+            return callback
+
+        def called(value: _T) -> None:
             self._restore()
+            try:
+                callback(value)
+            finally:
+                self._move()
+
+        return called
 
     def _move(self) -> None:
         """Put the module at the root, at its turn there, as draws without a seed go by it."""
@@ -211,7 +231,6 @@ class Counted:
             module._modules.clear()
             module._modules.update(before | now)
         self._before = []
-        _LOCKS[self.model].release()
 
     def _find(self, inside: str) -> str:
         """The path of the module that is meant, wrappers included; ConfigError where it cannot be taken off."""

@@ -292,7 +292,8 @@ def _check_ranks(digests: Sequence[TensorDigest], problems: Sequence[str]) -> No
         if (whole := each.distributed) is not None:
             line = f"{each.name}: {each.dtype} {each.shape} in {whole.placements} on {tuple(whole.device_mesh.shape)}"
             held[tuple(whole.device_mesh.mesh.flatten().tolist())].append(line)
-    spread = over_meshes(each.distributed for each in digests if each.distributed is not None)
+    wholes = (each.distributed for each in digests if each.distributed is not None)
+    spread = over_meshes(wholes, "torchinit.fingerprint")
     told = spread((len(problems), held)) if spread else {}
     if problems:
         raise RunError(f"{count(len(problems), 'site')} without elements to look at", problems)

@@ -49,12 +49,17 @@ def is_loaded(tensor: Tensor) -> bool:
 
 def is_within(module: str, function: str) -> bool:
     """Whether a function of a module is on the stack: this one was called by it in the end."""
+    return locals_of(module, function) is not None
+
+
+def locals_of(module: str, function: str) -> dict[str, Any] | None:
+    """The variables of the innermost call of a function that is on the stack; None where none is."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == function and frame.f_globals.get("__name__") == module:
-            return True
+            return frame.f_locals
         frame = frame.f_back
-    return False
+    return None
 
 
 def refuse_while_built(verb: str) -> None:

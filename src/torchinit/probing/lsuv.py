@@ -180,7 +180,7 @@ class _Scaling:
                 elif number[owner] == 1 and not isinstance(modules[owner], nn.MultiheadAttention):
                     self.weights[owner] = name
         self.modules = {owner: modules[owner] for owner in self.weights}
-        self.spread = over_model(model)
+        self.spread = over_model(model, "torchinit.lsuv")
         self.targets: dict[str, float] = {}
         self.stds: dict[str, float] = {}
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,13 +20,14 @@ from torchinit.errors import RunError
 from torchinit.initializers.matrices import Orthogonal
 from torchinit.model.dtensor import is_distributed, shards_of
 from torchinit.model.names import Counted
+from torchinit.model.ranks import Agreement, check_same
 from torchinit.model.shards import Box, Shard
 from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Distribution, Keyed, Noise, seeded_generators
-from torchinit.noise.base import DrawRequest
 from torchinit.noise.keyed import is_lent
 from torchinit.plans.observers import Parts
 from torchinit.plans.run import write
+from torchinit.tracing.draws import IN_PLACE_DRAWS, MOST_INDICES, NEW_DRAWS, DrawTarget
 from torchinit.tracing.observer import arguments_of, name_of
 from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.regions import memory_of
@@ -68,14 +68,19 @@ _NO_TENSOR = torch.empty(0)
 class Seeded(Recorder):
     """A tracing whose draws are keyed: a site's under its own name, others under what is being initialized."""
 
-    def __init__(self, model: nn.Module, seed: int, names: Counted | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, seed: int, names: Counted | None = None, agreement: Agreement | None = None
+    ) -> None:
         self._names: Counted = names or Counted(model)
         super().__init__(self._names.root)
         self.noise: Keyed = Keyed(seed)
+        self._agreement = agreement
         self.indices: Counter[str] = Counter()
         self.observer.execute = self._execute
 
     def __enter__(self) -> Trace:
+        if self._agreement is not None:
+            self._agreement.over_model(self._names.model)
         refuse_fakes()
         self._names.check()
         state = torch.default_generator.get_state()
@@ -100,6 +105,9 @@ class Seeded(Recorder):
     def _target(self, tensor: Tensor, indices: int = 1) -> DrawTarget:
         """A tensor to draw: a site, or a part of one, or one that is not in the model, or not yet."""
         keys = self.index.find(tensor)
+        if self._agreement is not None:  # the model may have been cut up since the block began
+            with _disable_current_modes():
+                self._agreement.over(self.sites[min(keys)].tensors if keys else [tensor])
         if not keys:
             name = f"{find_subject(self.modules, self._site_of, self.until)}\0temporary"
             return DrawTarget(self.noise, name, self._next(name, indices), tensor)
@@ -151,7 +159,7 @@ class Seeded(Recorder):
     def _in_place(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         arguments = {key: value for key, value in arguments_of(func, args, kwargs).items() if key != "generator"}
         name = name_of(func)
-        target = self._target(args[0], _MOST_INDICES if name == "random_" else 1)
+        target = self._target(args[0], MOST_INDICES if name == "random_" else 1)
         if target.tensor.is_meta:
             return args[0]
         frame = frame_of_caller()
@@ -159,7 +167,7 @@ class Seeded(Recorder):
             if frame is not None and frame.f_code is TRUNCATED:
                 _draw_truncated(target, frame)
             else:
-                _IN_PLACE_DRAWS[name](target, **arguments)
+                IN_PLACE_DRAWS[name](target, **arguments)
         return args[0]
 
     def _new(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -172,7 +180,7 @@ class Seeded(Recorder):
         target = self._target(tensor)
         if not tensor.is_meta:
             with _disable_current_modes():
-                _NEW_DRAWS[name_of(func)](target, **{k: arguments[k] for k in ("mean", "std") if k in arguments})
+                NEW_DRAWS[name_of(func)](target, **{k: arguments[k] for k in ("mean", "std") if k in arguments})
         return tensor
 
     def _other(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -225,7 +233,7 @@ def _method(func: torch._ops.OpOverload) -> Callable[[Seeded, Any, Sequence[Any]
     """The method that does an operation in torch's place; None where torch does it, since it draws nothing."""
     name = name_of(func)
     if torch.Tag.nondeterministic_seeded in func.tags:
-        return Seeded._in_place if name in _IN_PLACE_DRAWS else Seeded._new if name in _NEW_DRAWS else Seeded._other
+        return Seeded._in_place if name in IN_PLACE_DRAWS else Seeded._new if name in NEW_DRAWS else Seeded._other
     return Seeded._after_drawing if any(func in steps for steps in _AFTER_DRAWING.values()) else None
 
 
@@ -269,127 +277,13 @@ def _empty_result(arguments: Mapping[str, Any]) -> Tensor:
     return torch.empty_like(given[0].expand(shape), memory_format=torch.contiguous_format)
 
 
-# --- draws -------------------------------------------------------------------------------------------------
-
-_WORD: Final = 1 << 24
-_HALF_CELL: Final = 2.0**-25
-
-
-@dataclass(frozen=True, slots=True)
-class DrawTarget:
-    """A tensor to draw: under which name, with which draw index, from which noise.
-
-    ``whole`` is set for a plain tensor that is the local part of a distributed one: where it begins in the whole, and
-    the whole's shape.
-    """
-
-    noise: Noise
-    name: str
-    index: int
-    tensor: Tensor
-    whole: Box | None = None
-
-    def shards(self, like: Tensor) -> tuple[Shard, ...]:
-        """The local shards of a tensor that lies as the target does."""
-        if self.whole is not None:
-            return (Shard(self.name, like, self.whole.shape, self.whole.start),)
-        return shards_of(self.name, like)
-
-    def fill(self, distribution: Distribution, *params: float, like: Tensor | None = None, offset: int = 0) -> Tensor:
-        """Draw the target, or a tensor that lies as it does."""
-        tensor = self.tensor.detach() if like is None else like
-        shards = [shard for shard in self.shards(tensor) if shard.local.numel()]
-        self.noise.fill_many(DrawRequest(shard, distribution, params, self.index + offset) for shard in shards)
-        return tensor
-
-    def draw(self, distribution: Distribution, *params: float, offset: int = 0) -> Tensor:
-        """New numbers in double precision, in the shape and the placement of the target."""
-        like = torch.empty_like(self.tensor.detach(), dtype=torch.float64)
-        return self.fill(distribution, *params, like=like, offset=offset)
-
-
-def _bernoulli(target: DrawTarget, p: Tensor | float) -> None:
-    if isinstance(p, Tensor):
-        target.tensor.copy_(target.draw("uniform", 0.0, 1.0) < p)
-    elif target.tensor.dtype.is_floating_point:
-        target.fill("bernoulli", p)
-    else:
-        target.tensor.copy_(target.draw("bernoulli", p))
-
-
-def _random(target: DrawTarget, **bounds: int | None) -> None:
-    low, end = _bounds(target.tensor.dtype, **bounds)
-    if end - low <= _WORD:
-        values = target.draw("integer", 0.0, float(end - low)).long()
-    else:
-        first, second, third = (target.draw("integer", 0.0, float(_WORD), offset=n) for n in range(3))
-        # No shifts: those of a DTensor give other numbers. No division of integers: older torch has none of DTensors.
-        low_bits = third.div(1 << 9).floor().long()
-        values = (first.long() * (1 << 39) + second.long() * (1 << 15) + low_bits) % (end - low)
-    target.tensor.copy_(values + low)
-
-
-def _bounds(dtype: torch.dtype, **given: int | None) -> tuple[int, int]:
-    """The integers that ``random_`` draws from: the least, and the one after the greatest."""
-    low, high = given.get("from") or 0, given.get("to")
-    if high is not None:
-        return low, high
-    if dtype.is_floating_point:  # all up to the first that has no neighbour
-        return low, round(2 / torch.finfo(dtype).eps) + 1
-    top = 1 if dtype == torch.bool else torch.iinfo(dtype).max
-    return low, min(top, (1 << 63) - 2) + 1
-
-
-def _log_uniform(target: DrawTarget) -> Tensor:
-    """The logarithm of uniform numbers in (0, 1]."""
-    return torch.log1p(-target.draw("uniform", 0.0, 1.0))
-
-
-def _geometric(target: DrawTarget, p: float) -> None:
-    target.tensor.copy_(_log_uniform(target).div(math.log1p(-p) if p < 1 else -math.inf).floor() + 1)
-
-
-def _cauchy(target: DrawTarget, median: float, sigma: float) -> None:
-    middle = target.draw("uniform", 0.0, 1.0) + _HALF_CELL - 0.5
-    target.tensor.copy_(torch.tan(math.pi * middle) * sigma + median)
-
-
-_IN_PLACE_DRAWS: Final[Mapping[str, Callable[..., object]]] = {
-    "normal_": lambda target, mean, std: target.fill("normal", mean, std),
-    "uniform_": lambda target, **ends: target.fill("uniform", ends["from"], ends["to"]),
-    "bernoulli_": _bernoulli,
-    "random_": _random,
-    "exponential_": lambda target, lambd: target.tensor.copy_(_log_uniform(target) / -lambd),
-    "geometric_": _geometric,
-    "cauchy_": _cauchy,
-    "log_normal_": lambda target, mean, std: target.tensor.copy_(target.draw("normal", mean, std).exp()),
-}
-"""The draw of each of torch's in-place operations, given its arguments by name."""
-
-_MOST_INDICES: Final = 3
-"""The draw indices that ``random_`` may use; all others use one."""
-
-
-def _normal(target: DrawTarget, mean: Any = 0.0, std: Any = 1.0) -> Tensor:
-    """A normal whose mean and standard deviation may be tensors."""
-    if isinstance(mean, Tensor) or isinstance(std, Tensor):
-        return target.tensor.copy_(target.draw("normal", 0.0, 1.0) * std + mean)
-    return target.fill("normal", mean, std)
-
-
-_NEW_DRAWS: Final[Mapping[str, Callable[..., object]]] = {
-    **dict.fromkeys(("rand", "rand_like"), lambda target: target.fill("uniform", 0.0, 1.0)),
-    "randn": _normal,
-    "randn_like": _normal,
-    "normal": _normal,
-}
-"""The draw of each of torch's operations that return a new tensor."""
-
-
 def seeded(model: nn.Module, seed: int, *, under: str = "", inside: str = "") -> AbstractContextManager[Trace]:
     """Give every random number that code draws for a model to a name, while the ``with`` block runs.
 
-    ``under`` is put before each name, ``inside`` taken off, as :func:`torchinit.plan` does.
+    ``under`` is put before each name, ``inside`` taken off, as :func:`torchinit.plan` does. Ranks that hold parts of
+    one DTensor, or replicas of DistributedDataParallel, compare their seeds when the block begins, or at the first draw
+    of a mesh that is new: all of them have to open it. Other plain tensors may be meant to differ, as those of stages:
+    :func:`torchinit.verify_replicas` compares them afterwards.
 
     >>> model = nn.Sequential(nn.Linear(3, 3))
     >>> with seeded(model, 0) as seen:
@@ -397,4 +291,13 @@ def seeded(model: nn.Module, seed: int, *, under: str = "", inside: str = "") ->
     >>> [write.site for write in seen.writes]
     ['0.weight']
     """
-    return Seeded(model, seed, Counted(model, under, inside))
+    told = "".join(
+        [repr(seed), *(f" {word} {path!r}" for word, path in (("under", under), ("inside", inside)) if path)]
+    )
+    agreement = Agreement("torchinit.seeded", lambda spread: check_same(spread, "the seed", told))
+    try:
+        return Seeded(model, seed, Counted(model, under, inside), agreement)
+    except (TypeError, ValueError):
+        with suppress(RunError):  # raised on the other ranks, which wait for this one
+            agreement.over_model(model)
+        raise
