@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from torchinit.model.names import module_name
 from torchinit.model.sandbox import OperationMode
@@ -285,8 +286,12 @@ def _predicted(expected: Expected | None) -> tuple[float | None, float | None, f
 
 
 def _is_weighted(layer: nn.Module) -> bool:
-    """Whether a layer has a matrix of its own."""
-    return any(parameter is not None and parameter.dim() > 1 for parameter in layer._parameters.values())
+    """Whether a layer has a matrix of its own, also one that is computed of others: weight norm, spectral norm."""
+    if isinstance(layer, ParametrizationList):
+        return False
+    made_of = layer._modules.get("parametrizations")
+    own = (*layer._parameters.values(), *(made_of.parameters() if made_of is not None else ()))
+    return any(parameter is not None and parameter.dim() > 1 for parameter in own)
 
 
 def _to_host(numbers: list[Tensor]) -> list[Any]:
