@@ -76,9 +76,10 @@ class _Subject:
             name = type(self.model).__name__
             raise ProbeError(f"{name} changes its parameters while it runs; run it once on an example before")
         outputs = recorder.outputs()
+        self.series = recorder.series(outputs)
         measured = Measurement(
             self.inputs.text, self.inputs.samples, objective, outputs,
-            chains_among(self.model, outputs), recorder.units(), recorder.attentions(),
+            chains_among(self.model, outputs, self.series), recorder.units(), recorder.attentions(),
             self._parameters(gradients), recorder.time_steps(),
             small_batch=self.inputs.samples < _SMALL_BATCH and any(map(is_batch_norm, self.model.modules())),
             dtype=dtype_name(self.dtype), largest=torch.finfo(self.dtype).max, fans=_fans(self.model),
@@ -126,7 +127,7 @@ class _Subject:
                 self._step_by_sign(gradients)
                 with PassRecorder(self.model, self.inputs.samples) as recorder:
                     gradients, _ = self.passes.gradients(recorder.stop)
-                now = chains_among(self.model, recorder.outputs())
+                now = chains_among(self.model, recorder.outputs(), self.series)
                 # A model that runs other parts this time says nothing of those that it leaves out.
                 here = {name for name in zero if (slope := gradients[name]) is not None and not local_part(slope).any()}
                 zero = together.common(here)

@@ -218,13 +218,14 @@ _APART = re.compile(r"expert|adapter|(^|\.)heads?(\.|$)")
 """Names of lists whose members stand beside each other."""
 
 
-def chains_among(model: nn.Module, outputs: Sequence[Output]) -> tuple[SignalChain, ...]:
+def chains_among(
+    model: nn.Module, outputs: Sequence[Output], series: Sequence[Sequence[str]]
+) -> tuple[SignalChain, ...]:
     """The chains of a model whose modules gave these outputs: one of blocks for each tower, else one of its layers.
 
     Compared are the blocks of a deep model, since what lies inside a branch may be as small as its builder likes. They
     are the outermost modules of a class of which there are several with matrices, with those of odd classes beside them
-    in the same list. A model without such has the layers with weights in the order of their calls; the last one is left
-    out, since heads follow other rules.
+    in the same list. A model without such has its layers with weights, ``series`` of the names of outputs.
     """
     names = blocks_of(model)
     towers: dict[str, list[Output]] = defaultdict(list)
@@ -234,8 +235,9 @@ def chains_among(model: nn.Module, outputs: Sequence[Output]) -> tuple[SignalCha
     long = [SignalChain("blocks", tuple(_each_once(tower))) for tower in towers.values() if len(tower) > 1]
     if long:
         return tuple(long)
-    layers = tuple(output for output in outputs if output.weighted)[:-1]
-    return (SignalChain("layers", layers),) if len(layers) > 1 else ()
+    by_name = {output.name: output for output in outputs}
+    lines = (tuple(by_name[name] for name in names if name in by_name) for names in series)
+    return tuple(SignalChain("layers", line) for line in lines if len(line) > 1)
 
 
 def _each_once(tower: Iterable[Output]) -> list[Output]:

@@ -179,7 +179,7 @@ def not_finite_in(model: nn.Module, inputs: Sequence[Tensor] = ()) -> tuple[NotF
     ['running_var: 1 of 4 values are NaN']
     """
     kinds: dict[Literal["parameter", "buffer", "input"], Iterable[tuple[str, Tensor]]] = {
-        "input": ((f"input {number}", each) for number, each in enumerate(inputs, 1)),
+        "input": ((f"input[{place}]", each) for place, each in enumerate(inputs)),
         "parameter": model.named_parameters(),
         "buffer": model.named_buffers(),
     }

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from torchinit.model.names import module_name
 from torchinit.model.sandbox import OperationMode
@@ -252,11 +252,32 @@ class PassRecorder(PassWatch):
         self._pass_back(gradients)
         return tuple(
             Output(
-                call.module, type(call.layer).__name__, call.number, call.shape, BatchMoments(*numbers), gradient,
-                _is_weighted(call.layer), call.then, *_predicted(call.expected),
+                call.module, type_before_parametrizations(call.layer).__name__, call.number, call.shape,
+                BatchMoments(*numbers), gradient, _is_weighted(call.layer), call.then, *_predicted(call.expected),
             )
             for call, numbers, gradient in zip(self._calls, forward, gradients, strict=True)
         )  # fmt: skip
+
+    def series(self, outputs: Sequence[Output]) -> tuple[tuple[str, ...], ...]:
+        """The layers with a matrix by the names of their outputs, in series of which each is made of the one before.
+
+        The last one is left out, since heads follow other rules. Layers beside each other, as those of a gate or of an
+        embedding of the time, are in series of their own.
+        """
+        found: list[list[tuple[str, Expected | None]]] = []
+        layers = [
+            (output.name, call.expected) for output, call in zip(outputs, self._calls, strict=True) if output.weighted
+        ]
+        reach: dict[str, set[int]] = {}
+        for name, expected in reversed(layers[:-1]):
+            for line in found:
+                last, end = line[-1]
+                if expected is None or end is None or id(expected) in reach.setdefault(last, end.ancestors()):
+                    line.append((name, expected))
+                    break
+            else:
+                found.append([(name, expected)])
+        return tuple(tuple(name for name, _ in reversed(line)) for line in reversed(found))
 
     def _pass_back(self, gradients: Sequence[BatchMoments | None]) -> None:
         """Carry the gradient of the last output that has one back to all others; without any, as if it were 1."""

@@ -44,6 +44,17 @@ class Expected:
         """The root of the second moment."""
         return None if self.second is None or not math.isfinite(self.second) else math.sqrt(self.second)
 
+    def ancestors(self) -> set[int]:
+        """The identities of all that it is made of."""
+        found: set[int] = set()
+        waiting = [self]
+        while waiting:
+            for source, *_ in waiting.pop().sources:
+                if id(source) not in found:
+                    found.add(id(source))
+                    waiting.append(source)
+        return found
+
 
 class OperationCall(NamedTuple):
     """A call of an operation: its arguments by name, the tensors it made, those it took, and what is known of those."""
