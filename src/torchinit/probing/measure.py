@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
@@ -17,6 +17,7 @@ from torchinit._text import dtype_name
 from torchinit.api import plan, sites
 from torchinit.errors import ProbeError
 from torchinit.model.dtensor import local_part
+from torchinit.model.sites import Site
 from torchinit.probing.expectations import known_of, sizes_of
 from torchinit.probing.inputs import Together, forward, inputs_of
 from torchinit.probing.measurement import Measurement, Output, ParameterGradient, chains_among
@@ -66,6 +67,8 @@ class _Subject:
         self.model, self.inputs, self.trained = passes.model, passes.inputs, passes.trained
         dtypes = (parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
         self.dtype = options.dtype or next(dtypes, torch.float32)
+        self.layers = [site for site in sites(self.model) if site.layout and len(site.shape) > 1]
+        self.series: tuple[tuple[str, ...], ...] = ()
 
     def measure(self) -> Measurement:
         structure = [name for name, _ in self.model.named_parameters()]
@@ -82,16 +85,14 @@ class _Subject:
             chains_among(self.model, outputs, self.series), recorder.units(), recorder.attentions(),
             self._parameters(gradients), recorder.time_steps(),
             small_batch=self.inputs.samples < _SMALL_BATCH and any(map(is_batch_norm, self.model.modules())),
-            dtype=dtype_name(self.dtype), largest=torch.finfo(self.dtype).max, fans=_fans(self.model),
+            dtype=dtype_name(self.dtype), largest=torch.finfo(self.dtype).max, fans=_fans(self.layers),
             not_finite=not_finite_in(self.model, self.inputs.tensors),
         )  # fmt: skip
         return self._after_steps(self._awake(measured, gradients), gradients)
 
     def _parameters(self, gradients: Gradients) -> tuple[ParameterGradient, ...]:
         tiny = torch.finfo(self.dtype).tiny if self.dtype == torch.float16 else 0.0
-        units = {
-            site.name: site.layout.out_axes[0] for site in sites(self.model) if site.layout and site.layout.out_axes
-        }
+        units = {site.name: site.layout.out_axes[0] for site in self.layers if site.layout and site.layout.out_axes}
         found = []
         for name, parameter in self.trained.items():
             values, gradient = local_part(parameter.detach()), gradients[name]
@@ -181,10 +182,9 @@ class _Subject:
             raise ProbeError(f"optimizer= is {wanted}: {error}") from error
 
 
-def _fans(model: nn.Module) -> dict[str, float]:
+def _fans(layers: Sequence[Site]) -> dict[str, float]:
     """The inputs of a unit of each layer that has a weight."""
-    layers = (site for site in sites(model) if site.layout and not site.layout.lookup and len(site.shape) > 1)
-    return {site.owner_name: site.fans("true")[0] for site in layers}
+    return {site.owner_name: site.fans("true")[0] for site in layers if site.layout and not site.layout.lookup}
 
 
 def _are_alike(axis: int, *tensors: Tensor) -> bool:

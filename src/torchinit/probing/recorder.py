@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any, Final, Self
 
 import torch
@@ -264,20 +265,22 @@ class PassRecorder(PassWatch):
         The last one is left out, since heads follow other rules. Layers beside each other, as those of a gate or of an
         embedding of the time, are in series of their own.
         """
-        found: list[list[tuple[str, Expected | None]]] = []
-        layers = [
-            (output.name, call.expected) for output, call in zip(outputs, self._calls, strict=True) if output.weighted
-        ]
-        reach: dict[str, set[int]] = {}
-        for name, expected in reversed(layers[:-1]):
-            for line in found:
-                last, end = line[-1]
-                if expected is None or end is None or id(expected) in reach.setdefault(last, end.ancestors()):
-                    line.append((name, expected))
-                    break
-            else:
-                found.append([(name, expected)])
-        return tuple(tuple(name for name, _ in reversed(line)) for line in reversed(found))
+        calls = zip(outputs, self._calls, strict=True)
+        layers = [(output.name, call.expected) for output, call in calls if output.weighted][:-1]
+        place = {id(expected): at for at, (_, expected) in enumerate(layers) if expected is not None}
+        # What each layer is made of, as a bit for each layer; one of which nothing is known may be made of all.
+        hidden = sum(1 << at for at, (_, expected) in enumerate(layers) if expected is None)
+        made_of: list[int] = []
+        for at, (_, expected) in enumerate(layers):
+            known = range(at) if expected is None else map(place.__getitem__, expected.nearest(place))
+            made_of.append(reduce(or_, (1 << each | made_of[each] for each in known if each < at), hidden))
+        lines: list[list[int]] = []
+        for at in reversed(range(len(layers))):
+            line = next((line for line in lines if made_of[line[-1]] >> at & 1), None)
+            if line is None:
+                lines.append(line := [])
+            line.append(at)
+        return tuple(tuple(layers[at][0] for at in reversed(line)) for line in reversed(lines))
 
     def _pass_back(self, gradients: Sequence[BatchMoments | None]) -> None:
         """Carry the gradient of the last output that has one back to all others; without any, as if it were 1."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
@@ -112,8 +112,8 @@ def judge(runs: Sequence[Measurement], repeated: str = "inputs") -> Findings:
     found = [
         (_rank(PROBE_CHECKS[code], reading, runs[0]), finding)
         for code in sorted(PROBE_CHECKS)
-        for reading in PROBE_CHECKS[code].search(runs[0])
-        if (finding := _finding(PROBE_CHECKS[code], reading, runs, repeated)) is not None
+        for reading, values in _readings(PROBE_CHECKS[code], runs)
+        if (finding := _finding(PROBE_CHECKS[code], reading, values, repeated)) is not None
     ]
     found.sort(key=lambda pair: (SEVERITIES.index(pair[1].severity), *pair[0]))
     skipped = [] if runs[0].samples > 1 else [(code, "two samples or more") for code in ("TI801", "TI805")]
@@ -135,8 +135,14 @@ def _rank(check: ProbeCheck, reading: Reading, measured: Measurement) -> tuple[i
     return stage, next(places, 0), bool(reading.begins)
 
 
-def _finding(check: ProbeCheck, reading: Reading, runs: Sequence[Measurement], repeated: str) -> Finding | None:
-    values = [reading.value, *(_value_again(check, reading, run) for run in runs[1:])]
+def _readings(check: ProbeCheck, runs: Sequence[Measurement]) -> Iterator[tuple[Reading, list[float]]]:
+    """What a check reads off the first run, each with its values in all of them."""
+    first, *others = ([*check.search(run)] for run in runs)
+    for at, reading in enumerate(first):
+        yield reading, [reading.value, *(_value_again(reading, at, len(first), again) for again in others)]
+
+
+def _finding(check: ProbeCheck, reading: Reading, values: Sequence[float], repeated: str) -> Finding | None:
     severities = [check.bound.severity(value) for value in values if not math.isnan(value)]
     if not any(severities):
         return None
@@ -150,8 +156,8 @@ def _finding(check: ProbeCheck, reading: Reading, runs: Sequence[Measurement], r
     return Finding(check.code, mildest, site, f"{text} {check.bound.warning:.3g} and {check.bound.error:.3g}", remedy)
 
 
-def _value_again(check: ProbeCheck, reading: Reading, run: Measurement) -> float:
-    """What the check reads off another run at the same place, or of the same kind."""
-    again = list(check.search(run))
-    same = [each.value for each in again if each.site == reading.site] or [each.value for each in again]
-    return same[0] if same else math.nan
+def _value_again(reading: Reading, at: int, number: int, again: Sequence[Reading]) -> float:
+    """What is read off another run at the same place; else in the same turn, as of a chain; else at all."""
+    same = [each.value for each in again if each.site == reading.site]
+    turn = again[at : at + 1] if len(again) == number else again[:1]
+    return [*same, *(each.value for each in turn), math.nan][0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -44,14 +44,17 @@ class Expected:
         """The root of the second moment."""
         return None if self.second is None or not math.isfinite(self.second) else math.sqrt(self.second)
 
-    def ancestors(self) -> set[int]:
-        """The identities of all that it is made of."""
+    def nearest(self, wanted: Container[int]) -> set[int]:
+        """The identities of those wanted that it is made of with no other of them in between."""
+        seen: set[int] = set()
         found: set[int] = set()
         waiting = [self]
         while waiting:
             for source, *_ in waiting.pop().sources:
-                if id(source) not in found:
+                if id(source) in wanted:
                     found.add(id(source))
+                elif id(source) not in seen:
+                    seen.add(id(source))
                     waiting.append(source)
         return found
 
