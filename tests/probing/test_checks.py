@@ -183,6 +183,18 @@ def test_a_value_near_its_bound_is_measured_again_and_called_unsure() -> None:
     assert [each.severity for each in judge([near, worse]) if each.code == "TI801"] == ["warning"]
 
 
+def test_of_several_chains_each_is_read_again_as_itself_wherever_its_worst_step_is() -> None:
+    def run(*signals: float) -> Measurement:
+        bad = chain(list(signals))
+        renamed = replace(bad, outputs=tuple(replace(each, module=f"g.{each.module}") for each in bad.outputs))
+        return replace(QUIET, chains=(chain([1.0, 1.0, 1.0, 1.0]), renamed))
+
+    runs = [run(1.0, 0.9, 4e-3, 4e-3), run(1.0, 4e-3, 4e-3, 4e-3), run(1.0, 4e-3, 4e-3, 4e-3)]
+    (found,) = (each for each in judge(runs) if each.code == "TI801")
+    assert (found.severity, found.site) == ("warning", "g.h.2")
+    assert "unsure" not in found.message
+
+
 def test_bounds() -> None:
     up = Bound(2.0, 5.0, 0.5)
     assert [up.severity(value) for value in (1.9, 2.0, 5.0, math.inf)] == [None, "warning", "error", "error"]

@@ -262,8 +262,8 @@ class PassRecorder(PassWatch):
     def series(self, outputs: Sequence[Output]) -> tuple[tuple[str, ...], ...]:
         """The layers with a matrix by the names of their outputs, in series of which each is made of the one before.
 
-        The last one is left out, since heads follow other rules. Layers beside each other, as those of a gate or of an
-        embedding of the time, are in series of their own.
+        The last one is left out, since heads follow other rules. What does not end there, but is made of nothing on the
+        way, as an embedding of the time, is a series of its own; what is, lies in a branch: gates, queries and keys.
         """
         calls = zip(outputs, self._calls, strict=True)
         layers = [(output.name, call.expected) for output, call in calls if output.weighted][:-1]
@@ -280,7 +280,9 @@ class PassRecorder(PassWatch):
             if line is None:
                 lines.append(line := [])
             line.append(at)
-        return tuple(tuple(layers[at][0] for at in reversed(line)) for line in reversed(lines))
+        main = sum(1 << at for line in lines[:1] for at in line)
+        apart = [[at for at in line if not made_of[at] & main] for line in lines[1:]]
+        return tuple(tuple(layers[at][0] for at in reversed(line)) for line in (*reversed(apart), *lines[:1]))
 
     def _pass_back(self, gradients: Sequence[BatchMoments | None]) -> None:
         """Carry the gradient of the last output that has one back to all others; without any, as if it were 1."""
