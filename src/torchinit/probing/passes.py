@@ -265,7 +265,7 @@ def _values_of(tensor: Tensor) -> Callable[[], None]:
         if tensor.is_meta or _is_as_before(tensor, before, version):  # to write what is there would count as a write
             return
         with torch.no_grad():  # some writes are not counted: those of a batch norm to its statistics
-            tensor.detach().copy_(before)
+            (tensor.detach() if tensor.layout == torch.strided else tensor).copy_(before)  # a sparse copy is a new one
 
     return restore
 
