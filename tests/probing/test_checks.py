@@ -29,7 +29,7 @@ from torchinit.probing.measurement import (
     TimeSteps,
     Units,
 )  # fmt: skip
-from torchinit.probing.moments import BatchMoments
+from torchinit.probing.moments import BatchMoments, NotFinite
 
 PAGE = Path(__file__).parents[2] / "docs/guides/probe.md"
 QUIET = Measurement("", 16, Objective("", 2.3))
@@ -120,10 +120,14 @@ CASES: list[tuple[str, str, Measurement]] = [
     ("TI815", "error", replace(QUIET, objective=Objective("", math.nan))),
     ("TI815", "error h.1.fc.weight", parameters(parameter(0, 1.0), parameter(1, math.inf))),
     ("TI815", "error h.1", with_chain([1.0, math.inf, 1.0])),
+    ("TI815", "error h.1", with_chain([1.0, 1.0, 1.0], [1.0, math.inf, 1.0])),
+    ("TI815", "error", replace(QUIET, losses=(2.3, 2.2, math.nan))),
+    ("TI815", "error", replace(QUIET, objective=Objective("", 2.3, odd="aux"))),
     ("TI816", "note h.0.fc.weight", parameters(parameter(0, None))),
     ("TI817", "error h.1", replace(with_chain([1.0, 1e5, 1.0]), **FP16)),  # type: ignore[arg-type]
     ("TI818", "warning h.0.fc.weight", parameters(parameter(0, 500.0))),
     ("TI818", "error h.0.fc.weight", parameters(parameter(0, 5e5))),
+    ("TI819", "error norm.running_var", replace(QUIET, not_finite=(NotFinite("norm.running_var", "buffer", 8, 0, 1),))),
 ]
 
 
@@ -177,6 +181,18 @@ def test_a_value_near_its_bound_is_measured_again_and_called_unsure() -> None:
     assert unsure.message.endswith("unsure: ln -5.6 to -4 over 3 seeds, bounds -5.3 and -9")
     worse = with_chain([1.0, 1e-3, 1e-5])
     assert [each.severity for each in judge([near, worse]) if each.code == "TI801"] == ["warning"]
+
+
+def test_of_several_chains_each_is_read_again_as_itself_wherever_its_worst_step_is() -> None:
+    def run(*signals: float) -> Measurement:
+        bad = chain(list(signals))
+        renamed = replace(bad, outputs=tuple(replace(each, module=f"g.{each.module}") for each in bad.outputs))
+        return replace(QUIET, chains=(chain([1.0, 1.0, 1.0, 1.0]), renamed))
+
+    runs = [run(1.0, 0.9, 4e-3, 4e-3), run(1.0, 4e-3, 4e-3, 4e-3), run(1.0, 4e-3, 4e-3, 4e-3)]
+    (found,) = (each for each in judge(runs) if each.code == "TI801")
+    assert (found.severity, found.site) == ("warning", "g.h.2")
+    assert "unsure" not in found.message
 
 
 def test_bounds() -> None:

@@ -153,9 +153,9 @@ def test_time_steps_of_a_recurrent_layer() -> None:
     rnn, head = nn.RNN(4, 16, batch_first=True), nn.Linear(16, 3)
     last = Wired(lambda self, x: self.head(self.rnn(x)[0][:, -1]), rnn=rnn, head=head)
     x = torch.randn(16, 30, 4)
-    (steps,) = one(last, x).time_steps
-    inputs = x.clone().requires_grad_()
     labels = torch.randint(3, (16,), generator=torch.Generator().manual_seed(0))
+    (steps,) = one(last, (x, labels)).time_steps
+    inputs = x.clone().requires_grad_()
     F.cross_entropy(head(rnn(inputs)[0][:, -1]), labels).backward()
     assert inputs.grad is not None
     assert steps.gradients == pytest.approx(inputs.grad.square().mean((0, 2)).sqrt().tolist(), rel=1e-3)

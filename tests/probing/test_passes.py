@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.probing.nets import Checkpointed, Everything, mlp
+from tests.probing.nets import Checkpointed, Everything, Wired, mlp
 from torchinit import ProbeError, probe
 
 
@@ -82,6 +82,24 @@ def test_nor_does_one_that_fails(error: type[BaseException]) -> None:
     with pytest.raises(ProbeError if error is RuntimeError else error, match="on purpose"):
         probe(model, BATCH)
     assert_same(before, state(model))
+
+
+def test_buffers_that_cannot_be_compared_are_put_back_and_not_written_without_need() -> None:
+    """NaN is not equal to itself, and a sparse tensor has no comparison at all."""
+
+    def forward(module: nn.Module, x: Tensor) -> object:
+        module.get_buffer("written").mul_(2)
+        return module.net(x)  # type: ignore[operator]
+
+    model = Wired(forward, net=mlp(0, depth=2))
+    odd = {"lost": torch.tensor([1.0, torch.nan]), "sparse": torch.eye(3).to_sparse()}
+    for name, each in {**odd, "written": torch.eye(2).to_sparse()}.items():
+        model.register_buffer(name, each)
+    before = {name: each._version for name, each in odd.items()}
+    probe(model, torch.randn(16, 64))
+    assert {name: each._version for name, each in odd.items()} == before
+    assert model.get_buffer("written").to_dense().tolist() == torch.eye(2).tolist()
+    assert model.get_buffer("lost").isnan().tolist() == [False, True]
 
 
 def interrupt(gradient: Tensor) -> None:

@@ -17,7 +17,7 @@ from torchinit.errors import ProbeError, ReportError, TorchinitError
 from torchinit.knowledge import roles
 from torchinit.model.names import check_globs, glob_matches, module_name
 from torchinit.noise import seeded_generators
-from torchinit.probing.inputs import Inputs, inputs_of
+from torchinit.probing.inputs import Inputs, Together, inputs_of
 from torchinit.probing.measure import Optimizer
 from torchinit.probing.moments import rms
 from torchinit.probing.passes import Loss, Passes, probing_mode
@@ -81,7 +81,7 @@ def coord_check(
     check_globs("expected", expected or {})
     run = _Run(make, kind, batch, loss, optimizer, lr, recipe, steps, limit)
     end, measured = time.monotonic() + limit, list[list[_Measured]]()
-    while len(measured) < seeds and (not measured or time.monotonic() <= end):
+    while len(measured) < seeds and not (measured and run.is_over(end)):
         measured.append([run.measure(size, len(measured)) for size in sizes])
     seeds, wanted = len(measured), seeds
     late = f", {wanted - seeds} fewer than wanted, since none is begun after {limit:g} seconds"
@@ -160,14 +160,21 @@ class _Run:
         self.optimizer, self.lr, self.steps, self.limit = optimizer, lr, steps, limit
         self.is_depth = kind == "depth"
         self.inputs: Inputs | None = None
+        self.together: Together | None = None
         self.text = ""
+
+    def is_over(self, end: float) -> bool:
+        """Whether the time is over, on one of the ranks that train a model together."""
+        over = time.monotonic() > end
+        return over if self.together is None else bool(self.together.largest(over))
 
     def measure(self, size: int, seed: int) -> _Measured:
         with seeded_generators(seed):
             model, optimizer = self._made(size, seed)
+            self.together = Together(model)
             with probing_mode(model):
                 # Made for the first of all models, and then the same for the others.
-                self.inputs = self.inputs or inputs_of(model, self.batch, 0, self.limit)
+                self.inputs = self.inputs or inputs_of(model, self.batch, 0, self.limit, self.together)
                 return self._train(model, optimizer, self.inputs)
 
     def _made(self, size: int, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
 from torchinit._text import did_you_mean, with_article
+from torchinit.distributed.collectives import Spread, over_group, over_model
 from torchinit.errors import ProbeError
 from torchinit.model.sandbox import OperationMode
 from torchinit.probing.moments import parts_of
@@ -71,10 +72,32 @@ class Inputs:
         return Inputs(cut(self.args), cut(self.kwargs), cut(self.target), cut(self.batch), self.text)
 
 
-def inputs_of(model: nn.Module, batch: Any, seed: int = 0, limit: float = 60.0) -> Inputs:
+class Together:
+    """The ranks that run a model together, and have to go the same way: a rank alone would wait for the others.
+
+    These are the ranks that hold parts of its DTensors, and those of a DistributedDataParallel; alone it is one's own.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        is_replica = isinstance(model, nn.parallel.DistributedDataParallel)
+        group: Any = model.process_group if is_replica else None
+        self._spread: Spread | None = over_group(group) if is_replica else over_model(model)
+
+    def largest(self, mine: float) -> float:
+        """The largest of what the ranks say; of yes and no yes, if one of them says so."""
+        return mine if self._spread is None else max(self._spread(mine).values())
+
+    def common(self, mine: set[str]) -> set[str]:
+        """What all of them name."""
+        return mine if self._spread is None else set.intersection(*self._spread(mine).values())
+
+
+def inputs_of(
+    model: nn.Module, batch: Any, seed: int = 0, limit: float = 60.0, together: Together | None = None
+) -> Inputs:
     """What a model is run on: the batch, what a function gives for it, or one that is made."""
     if batch is None:
-        return made(model, seed, limit)
+        return made(model, seed, limit, together)
     if callable(batch) and not isinstance(batch, Mapping):
         try:
             batch = batch()
@@ -123,7 +146,9 @@ def _by_keyword(model: nn.Module, batch: dict[str, Any], parameters: Mapping[str
         if key not in parameters:
             if key not in _TARGETS or target is not None:
                 taker = f"the forward of {type(model).__name__}"
-                raise ProbeError(f"the batch has {key!r}, which {taker} does not take{did_you_mean(key, parameters)}")
+                near = did_you_mean(key, parameters)
+                whole = "" if near or set(batch) & set(parameters) else "; if it takes the whole dict: batch=(batch,)"
+                raise ProbeError(f"the batch has {key!r}, which {taker} does not take{near}{whole}")
             target = kwargs.pop(key)
     return Inputs((), kwargs, target, batch, f"the given batch ({', '.join(map(str, batch))})")
 
@@ -185,7 +210,7 @@ def _hints(error: Exception, inputs: Inputs, model: nn.Module) -> Iterator[str]:
 Make = Callable[[int, torch.Generator], Tensor]
 
 
-def made(model: nn.Module, seed: int, limit: float) -> Inputs:
+def made(model: nn.Module, seed: int, limit: float, together: Together | None = None) -> Inputs:
     """A batch made from the model's signature, its config and its layers: the first one on which it runs.
 
     How many samples it has is a matter of the model alone, by the size of a pass; only where that would not end within
@@ -193,6 +218,7 @@ def made(model: nn.Module, seed: int, limit: float) -> Inputs:
     is needed.
     """
     errors: list[str] = []
+    together = together or Together(model)
     for samples, makers, text in _candidates(model):
         few = _inputs(model, makers, _TRIED, seed, text)
         size = _Size()
@@ -201,11 +227,12 @@ def made(model: nn.Module, seed: int, limit: float) -> Inputs:
         # time. Samples are halved, so that times which differ a little mostly come to the same number.
         with OperationMode(size.see):
             seconds, error = _timed(model, few)
+        seconds = together.largest(seconds)
         if error is None:
             number = full = _fitting(samples, size.share, 1)
             # A small model takes the same time for any number, most of it Python's, and nothing is won by fewer.
             if size.share * full / _TRIED > _SMALL and _fitting(full, _PASSES * seconds, limit) < full:
-                seconds, _ = _timed(model, few)  # once more, since the first run of anything is slow
+                seconds = together.largest(_timed(model, few)[0])  # once more, since the first run of anything is slow
                 number = _fitting(full, _PASSES * seconds, limit)
             cut = f"; {full} would take more than {limit:g} seconds" if number < full else ""
             return _inputs(model, makers, number, seed, text + cut)

@@ -24,7 +24,7 @@ from torchinit.model.names import module_name, normalize
 from torchinit.model.sites import Site
 from torchinit.plans.report import Report
 from torchinit.probing.expectations import KEEPS
-from torchinit.probing.inputs import Inputs, check_place, forward, inputs_of
+from torchinit.probing.inputs import Inputs, Together, check_place, forward, inputs_of
 from torchinit.probing.measurement import tower_of
 from torchinit.probing.moments import first_floating
 from torchinit.probing.passes import kept, probing_mode, values_kept
@@ -114,13 +114,13 @@ def lsuv(
     weights, biases = _drawn(model)
     if not weights:
         raise ProbeError(f"{type(model).__name__} has no trained matrix, so lsuv has nothing to scale")
-    end = time.monotonic() + limit
+    end, together = time.monotonic() + limit, Together(model)
     parameters = {normalize(name): each for name, each in model.named_parameters(remove_duplicate=False)}
     gains = dict.fromkeys(weights, 1.0)
     written = [parameters[name] for name in (*weights, *biases)]
     with kept(model, seed), values_kept(written), probing_mode(model), torch.no_grad():
         initialize(model, _entries(gains, biases), seed=seed, stats=False)
-        inputs = inputs_of(model, batch, seed, limit)
+        inputs = inputs_of(model, batch, seed, limit, together)
         check_place(inputs, model)
         measuring = _Scaling(model, weights, std)
         measuring.learn(inputs)
@@ -128,7 +128,7 @@ def lsuv(
             factors = measuring.run(inputs)
             if all(abs(math.log(each)) <= tolerance for each in factors.values()):
                 break
-            if number == steps or time.monotonic() > end:
+            if number == steps or together.largest(time.monotonic() > end):
                 break
             for name, factor in factors.items():
                 gains[name] *= factor

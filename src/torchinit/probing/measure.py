@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
@@ -17,10 +17,11 @@ from torchinit._text import dtype_name
 from torchinit.api import plan, sites
 from torchinit.errors import ProbeError
 from torchinit.model.dtensor import local_part
+from torchinit.model.sites import Site
 from torchinit.probing.expectations import known_of, sizes_of
-from torchinit.probing.inputs import forward, inputs_of
+from torchinit.probing.inputs import Together, forward, inputs_of
 from torchinit.probing.measurement import Measurement, Output, ParameterGradient, chains_among
-from torchinit.probing.moments import rms
+from torchinit.probing.moments import not_finite_in, rms
 from torchinit.probing.passes import Gradients, Passes, ReentrantError, is_batch_norm, probing_mode, values_kept
 from torchinit.probing.recorder import PassRecorder
 from torchinit.recipes import RecipeLike
@@ -41,11 +42,13 @@ class MeasureOptions:
     steps: int = 0
     dtype: torch.dtype | None = None
     end: float = math.inf
+    together: Together | None = None
 
     @property
     def late(self) -> bool:
-        """Whether there is no time left for more."""
-        return time.monotonic() > self.end
+        """Whether there is no time left for more, on one of the ranks."""
+        late = time.monotonic() > self.end
+        return late if self.together is None else bool(self.together.largest(late))
 
 
 def measure(passes: Passes, options: MeasureOptions) -> Measurement:
@@ -64,6 +67,8 @@ class _Subject:
         self.model, self.inputs, self.trained = passes.model, passes.inputs, passes.trained
         dtypes = (parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
         self.dtype = options.dtype or next(dtypes, torch.float32)
+        self.layers = [site for site in sites(self.model) if site.layout and len(site.shape) > 1]
+        self.series: tuple[tuple[str, ...], ...] = ()
 
     def measure(self) -> Measurement:
         structure = [name for name, _ in self.model.named_parameters()]
@@ -74,17 +79,20 @@ class _Subject:
             name = type(self.model).__name__
             raise ProbeError(f"{name} changes its parameters while it runs; run it once on an example before")
         outputs = recorder.outputs()
+        self.series = recorder.series(outputs)
         measured = Measurement(
             self.inputs.text, self.inputs.samples, objective, outputs,
-            chains_among(self.model, outputs), recorder.units(), recorder.attentions(),
+            chains_among(self.model, outputs, self.series), recorder.units(), recorder.attentions(),
             self._parameters(gradients), recorder.time_steps(),
             small_batch=self.inputs.samples < _SMALL_BATCH and any(map(is_batch_norm, self.model.modules())),
-            dtype=dtype_name(self.dtype), largest=torch.finfo(self.dtype).max, fans=_fans(self.model),
+            dtype=dtype_name(self.dtype), largest=torch.finfo(self.dtype).max, fans=_fans(self.layers),
+            not_finite=not_finite_in(self.model, self.inputs.tensors),
         )  # fmt: skip
         return self._after_steps(self._awake(measured, gradients), gradients)
 
     def _parameters(self, gradients: Gradients) -> tuple[ParameterGradient, ...]:
         tiny = torch.finfo(self.dtype).tiny if self.dtype == torch.float16 else 0.0
+        units = {site.name: site.layout.out_axes[0] for site in self.layers if site.layout and site.layout.out_axes}
         found = []
         for name, parameter in self.trained.items():
             values, gradient = local_part(parameter.detach()), gradients[name]
@@ -92,7 +100,7 @@ class _Subject:
             found.append(
                 ParameterGradient(
                     name, tuple(parameter.shape), rms(values), None if slope is None else rms(slope), False,
-                    slope is not None and _is_alike(values) and _is_alike(slope) and bool(slope.any()),
+                    slope is not None and _are_alike(units.get(name, 0), values, slope) and bool(slope.any()),
                     float((slope.abs() < tiny).float().mean()) if slope is not None and tiny else 0.0,
                 )
             )  # fmt: skip
@@ -106,8 +114,9 @@ class _Subject:
         A zero layer at the end of a branch, or a zero head, lets no gradient pass in the first step by design. So all
         parameters take a few steps against the signs of their gradients; what has no gradient then, has none for good.
         """
-        asleep = {each.name for each in measured.parameters if each.gradient == 0}
-        if not asleep or not math.isfinite(measured.objective.loss):
+        together = self.options.together or Together(self.model)
+        asleep = together.common({each.name for each in measured.parameters if each.gradient == 0})
+        if not asleep or together.largest(not math.isfinite(measured.objective.loss)):
             return measured
         zero, chains = set(asleep), measured.chains
         with values_kept(self.trained.values()):
@@ -119,9 +128,10 @@ class _Subject:
                 self._step_by_sign(gradients)
                 with PassRecorder(self.model, self.inputs.samples) as recorder:
                     gradients, _ = self.passes.gradients(recorder.stop)
-                now = chains_among(self.model, recorder.outputs())
+                now = chains_among(self.model, recorder.outputs(), self.series)
                 # A model that runs other parts this time says nothing of those that it leaves out.
-                zero = {name for name in zero if (slope := gradients[name]) is not None and not bool(slope.any())}
+                here = {name for name in zero if (slope := gradients[name]) is not None and not local_part(slope).any()}
+                zero = together.common(here)
                 if len(now) == len(chains):
                     chains = tuple(
                         replace(chain, woken=woken.gradient) if math.isnan(chain.gradient) else chain
@@ -172,10 +182,14 @@ class _Subject:
             raise ProbeError(f"optimizer= is {wanted}: {error}") from error
 
 
-def _fans(model: nn.Module) -> dict[str, float]:
+def _fans(layers: Sequence[Site]) -> dict[str, float]:
     """The inputs of a unit of each layer that has a weight."""
-    layers = (site for site in sites(model) if site.layout and not site.layout.lookup and len(site.shape) > 1)
-    return {site.owner_name: site.fans("true")[0] for site in layers}
+    return {site.owner_name: site.fans("true")[0] for site in layers if site.layout and not site.layout.lookup}
+
+
+def _are_alike(axis: int, *tensors: Tensor) -> bool:
+    """Whether along an axis all parts of each matrix are the same."""
+    return all(each.dim() > axis and _is_alike(each.movedim(axis, 0)) for each in tensors)
 
 
 def _is_alike(tensor: Tensor) -> bool:

@@ -11,9 +11,10 @@ from itertools import groupby
 from typing import Final, Literal
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from torchinit._text import fold_numbers
-from torchinit.probing.moments import BatchMoments
+from torchinit.probing.moments import BatchMoments, NotFinite
 
 _FLOOR: Final = 0.7
 """How far a logarithm may lie from its prediction beside the noise: a factor of two."""
@@ -168,7 +169,8 @@ class Objective:
     """The loss: where it comes from, its value, and of a cross entropy the number of classes and the logits' RMS.
 
     ``best`` is the loss of answers that say nothing of the input: ln C, or the entropy of the prior that was given.
-    ``sure`` says that the output is known to be logits, not taken as such.
+    ``sure`` says that the output is known to be logits, not taken as such; ``odd`` names a part of the model's output
+    beside the one that the loss is taken of, of which not all values are finite.
     """
 
     text: str
@@ -177,6 +179,7 @@ class Objective:
     logits: float = math.nan
     best: float = math.nan
     sure: bool = False
+    odd: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +188,8 @@ class Measurement:
 
     ``losses`` are those of the optimizer's steps that were tried; ``small_batch`` says that a batch norm saw too few
     samples for its gradients to mean anything; ``dtype`` is that of the training, ``largest`` its largest number;
-    ``fans`` are the inputs of a unit of each layer.
+    ``fans`` are the inputs of a unit of each layer; ``not_finite`` the tensors of the model, and the inputs, that hold
+    NaN or infinities.
 
     >>> Measurement("none", 16, Objective("none", 0.0)).chains
     ()
@@ -206,6 +210,7 @@ class Measurement:
     dtype: str = ""
     largest: float = math.inf
     fans: Mapping[str, float] = field(default_factory=dict)
+    not_finite: tuple[NotFinite, ...] = ()
 
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -213,13 +218,14 @@ _APART = re.compile(r"expert|adapter|(^|\.)heads?(\.|$)")
 """Names of lists whose members stand beside each other."""
 
 
-def chains_among(model: nn.Module, outputs: Sequence[Output]) -> tuple[SignalChain, ...]:
+def chains_among(
+    model: nn.Module, outputs: Sequence[Output], series: Sequence[Sequence[str]]
+) -> tuple[SignalChain, ...]:
     """The chains of a model whose modules gave these outputs: one of blocks for each tower, else one of its layers.
 
     Compared are the blocks of a deep model, since what lies inside a branch may be as small as its builder likes. They
     are the outermost modules of a class of which there are several with matrices, with those of odd classes beside them
-    in the same list. A model without such has the layers with weights in the order of their calls; the last one is left
-    out, since heads follow other rules.
+    in the same list. A model without such has its layers with weights, ``series`` of the names of outputs.
     """
     names = blocks_of(model)
     towers: dict[str, list[Output]] = defaultdict(list)
@@ -229,8 +235,9 @@ def chains_among(model: nn.Module, outputs: Sequence[Output]) -> tuple[SignalCha
     long = [SignalChain("blocks", tuple(_each_once(tower))) for tower in towers.values() if len(tower) > 1]
     if long:
         return tuple(long)
-    layers = tuple(output for output in outputs if output.weighted)[:-1]
-    return (SignalChain("layers", layers),) if len(layers) > 1 else ()
+    by_name = {output.name: output for output in outputs}
+    lines = (tuple(by_name[name] for name in names if name in by_name) for names in series)
+    return tuple(SignalChain("layers", line) for line in lines if len(line) > 1)
 
 
 def _each_once(tower: Iterable[Output]) -> list[Output]:
@@ -244,10 +251,14 @@ def blocks_of(model: nn.Module) -> set[str]:
     several = {cls for cls, number in classes.items() if number > 2}
     found: set[str] = set()
 
+    def parts(module: nn.Module) -> bool:
+        """Whether it holds what would else be taken for blocks."""
+        return any(type(each) in several and _may_be_block(each) for each in module.modules() if each is not module)
+
     def visit(module: nn.Module, path: str) -> None:
         for key, child in module.named_children():
             name = f"{path}.{key}".removeprefix(".")
-            if type(child) in several and _may_be_block(child):
+            if _may_be_block(child) and (type(child) in several or (_is_one_of_two(child, module) and parts(child))):
                 found.add(name)
                 if isinstance(module, _LISTS):  # Jamba and others have blocks of another kind in between
                     beside = ((other, each) for other, each in module.named_children() if _may_be_block(each))
@@ -257,6 +268,11 @@ def blocks_of(model: nn.Module) -> set[str]:
 
     visit(model, "")
     return {_at_level(name, found) for name in found if not _APART.search(name)}
+
+
+def _is_one_of_two(module: nn.Module, parent: nn.Module) -> bool:
+    """Whether a module has a sibling of its class in a list."""
+    return isinstance(parent, _LISTS) and sum(type(each) is type(module) for each in parent.children()) > 1
 
 
 def _at_level(name: str, found: Iterable[str]) -> str:
@@ -274,7 +290,7 @@ def tower_of(name: str) -> str:
 
 def _may_be_block(module: nn.Module) -> bool:
     """Whether a module holds matrices in layers of its own, and is neither a list of modules nor a stage of blocks."""
-    is_list = type(module) in _LISTS
+    is_list = type(module) in _LISTS or isinstance(module, ParametrizationList)
     matrices = sum(parameter.dim() > 1 for parameter in module.parameters())
     return not is_list and bool(module._modules) and matrices > 0 and not _is_stage(module)
 

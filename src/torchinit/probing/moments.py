@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from os import PathLike, fspath
 from statistics import NormalDist
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,66 @@ _SAMPLE: Final = 1 << 14
 _COUNTS: Final = 40
 _REACH: Final = 4.5
 """The standard deviations from the mean that a histogram shows: outliers do not make it a spike."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotFinite:
+    """A tensor of so many ``values`` of which some are NaN or infinite, whether or not a pass met them.
+
+    >>> print(NotFinite("norm.running_var", "buffer", 8, nan=1, infinite=0))
+    1 of 8 values are NaN
+    """
+
+    name: str
+    kind: Literal["parameter", "buffer", "input"]
+    values: int
+    nan: int
+    infinite: int
+
+    @property
+    def may_be_meant(self) -> bool:
+        """Whether it is a buffer of infinities that does not hold statistics: masks are made of them."""
+        return self.kind == "buffer" and not self.nan and not self.name.endswith(("running_mean", "running_var"))
+
+    def __str__(self) -> str:
+        number, kind = (self.nan, "NaN") if self.nan else (self.infinite, "infinite")
+        share = "all" if number == self.values else f"{number:,} of"
+        return f"{share} {count(self.values, 'value')} {'is' if self.values == 1 else 'are'} {kind}"
+
+
+def not_finite_in(model: nn.Module, inputs: Sequence[Tensor] = ()) -> tuple[NotFinite, ...]:
+    """The inputs, the parameters and the buffers of a model that hold NaN or an infinity.
+
+    >>> layer = nn.BatchNorm1d(4)
+    >>> _ = layer.running_var[1].fill_(math.nan)
+    >>> [f"{each.name}: {each}" for each in not_finite_in(layer)]
+    ['running_var: 1 of 4 values are NaN']
+    """
+    kinds: dict[Literal["parameter", "buffer", "input"], Iterable[tuple[str, Tensor]]] = {
+        "input": ((f"input[{place}]", each) for place, each in enumerate(inputs)),
+        "parameter": model.named_parameters(),
+        "buffer": model.named_buffers(),
+    }
+    found = (_not_finite(name, kind, each) for kind, held in kinds.items() for name, each in held)
+    return tuple(each for each in found if each is not None)
+
+
+def _not_finite(name: str, kind: Literal["parameter", "buffer", "input"], tensor: Tensor) -> NotFinite | None:
+    values = local_part(tensor.detach())
+    if values.is_meta or not (values.is_floating_point() or values.is_complex()):
+        return None
+    if values.layout != torch.strided:
+        values = values.to_dense()
+    if values.dtype.itemsize == 1:  # eight bits have no arithmetic
+        values = values.float()
+    # A sum is not finite where an element is not, and reads each once without a mask; it overflows now and then.
+    if bool(values.sum().isfinite()):
+        return None
+    nan, finite = int(values.isnan().sum()), int(values.isfinite().sum())
+    infinite = values.numel() - finite - nan
+    if not nan and not infinite:
+        return None
+    return NotFinite(name if kind == "input" else normalize(name), kind, values.numel(), nan, infinite)
 
 
 @dataclass(frozen=True, slots=True)

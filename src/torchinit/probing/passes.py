@@ -21,10 +21,14 @@ from torchinit.model.names import normalize
 from torchinit.noise.torch_generator import seeded_generators
 from torchinit.probing.inputs import Inputs, forward
 from torchinit.probing.measurement import Objective
-from torchinit.probing.moments import first_floating
+from torchinit.probing.moments import first_floating, parts_of
 
 Gradients: TypeAlias = Mapping[str, Tensor | None]
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
+
+
+_APART = 0x7461726765
+"""What keeps random labels apart from made inputs of the same seed: ids would be their own labels."""
 
 
 class ReentrantError(Exception):
@@ -89,12 +93,13 @@ class Passes:
         if value.numel() != 1:
             raise ProbeError(f"the loss is not a scalar, but has shape {tuple(value.shape)}; take its mean")
         value = value.reshape(())
+        odd = _odd_part(output)
         if logits is None or not text.startswith(("cross entropy", "the model")):
-            return value, Objective(text, math.nan)
+            return value, Objective(text, math.nan, odd=odd)
         classes = logits.shape[-1]
         best = math.log(classes) if math.isnan(self._prior) else self._prior
         rms = float(logits.detach().float().square().mean().sqrt())
-        return value, Objective(text, math.nan, classes, rms, best, sure)
+        return value, Objective(text, math.nan, classes, rms, best, sure, odd)
 
     def _value(self, output: Any, logits: Tensor | None) -> tuple[Tensor, str]:
         if self._loss is not None:
@@ -116,7 +121,7 @@ class Passes:
         return self._value_for(tensor, logits)
 
     def _value_for(self, tensor: Tensor, logits: Tensor | None) -> tuple[Tensor, str]:
-        target, generator = self.inputs.target, torch.Generator().manual_seed(self._seed)
+        target, generator = self.inputs.target, torch.Generator().manual_seed(self._seed ^ _APART)
         if target is not None and target.shape == tensor.shape and target.is_floating_point():
             return F.mse_loss(tensor.float(), target.float()), "the mean squared error of the target"
         if logits is not None:
@@ -165,6 +170,16 @@ def _by_backward(loss: Tensor, trained: Mapping[str, Tensor]) -> Gradients:
             value.grad = gradient
         for each, registered in zip(hooks, waiting, strict=True):
             each.update(registered)
+
+
+def _odd_part(output: object, depth: int = 4) -> str:
+    """The name of the first part of an output with NaN or infinity, empty without one; masked scores hold -inf."""
+    for name, part in parts_of(output, "item ") if depth else ():
+        if isinstance(part, Tensor) and part.is_floating_point() and not bool((part.detach() < math.inf).all()):
+            return name
+        if inner := _odd_part(part, depth - 1):
+            return f"{name}.{inner}"
+    return ""
 
 
 def _kind(output: object) -> str:
@@ -244,15 +259,23 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 
 def _values_of(tensor: Tensor) -> Callable[[], None]:
-    before = tensor.detach().clone()
+    before, version = tensor.detach().clone(), 0 if tensor.is_inference() else tensor._version
 
     def restore() -> None:
-        if tensor.is_meta or torch.equal(tensor, before):  # to write what is there would be counted as a write
+        if tensor.is_meta or _is_as_before(tensor, before, version):  # to write what is there would count as a write
             return
         with torch.no_grad():  # some writes are not counted: those of a batch norm to its statistics
-            tensor.detach().copy_(before)
+            (tensor.detach() if tensor.layout == torch.strided else tensor).copy_(before)  # a sparse copy is a new one
 
     return restore
+
+
+def _is_as_before(tensor: Tensor, before: Tensor, version: int) -> bool:
+    if tensor.layout != torch.strided:  # which cannot be compared
+        return not tensor.is_inference() and tensor._version == version
+    if torch.equal(tensor, before):
+        return True
+    return not bool(((tensor != before) & ~(tensor.isnan() & before.isnan())).any())
 
 
 def _attributes_of(module: nn.Module) -> Callable[[], None]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from torchinit._text import abbreviate, count, with_article
 from torchinit.api import initialize, materialize
@@ -16,7 +17,7 @@ from torchinit.errors import ProbeError, ReportError
 from torchinit.linting.registry import Severity
 from torchinit.plans.report import Report
 from torchinit.probing.checks import judge, near_bounds
-from torchinit.probing.inputs import check_place, given, inputs_of
+from torchinit.probing.inputs import Together, check_place, given, inputs_of
 from torchinit.probing.measure import MeasureOptions, Optimizer, measure
 from torchinit.probing.measurement import Measurement
 from torchinit.probing.moments import StartValues, values_of
@@ -50,7 +51,8 @@ def probe(
     With an ``optimizer``, a class of ``torch.optim`` or a function of the parameters (Adam), or ``lr``, it is tried for
     ``steps`` steps, one at least: how much of each weight its first step changes. ``dtype`` is that of the training,
     whose range is looked at; ``prior``, the shares of the classes, gives the loss that the first is shown beside.
-    After ``limit`` seconds nothing new is begun.
+    After ``limit`` seconds nothing new is begun; ranks that hold parts of the model decide that, and whether there is
+    another pass, as one.
 
     A value near its bound is measured twice more, with other seeds of the recipe or on other inputs, and called unsure
     where the runs differ. Norms over batches train, everything else is in evaluation. The model is left as it was: its
@@ -75,7 +77,8 @@ def probe(
         raise ValueError(f"steps= is a whole number and limit= seconds, from 0 on, but got {steps!r} and {limit!r}")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype is that of the training, such as torch.bfloat16, but got {dtype!r}")
-    options = MeasureOptions(optimizer, lr, steps, dtype, time.monotonic() + limit)
+    together = Together(model)
+    options = MeasureOptions(optimizer, lr, steps, dtype, time.monotonic() + limit, together)
     copies = recipe is not None or any(parameter.is_meta for parameter in model.parameters())
     is_fresh = copies or batch is None or callable(batch)  # each run has other draws, or other inputs
     values: StartValues | None = None
@@ -85,18 +88,34 @@ def probe(
         started, report = _started(model, recipe, seed + number) if copies else (model, None)
         values = values or values_of(started, recipe, seed, report)
         with kept(started, seed + number), probing_mode(started):
-            inputs = inputs_of(started, batch, seed if copies else seed + number, limit)
+            inputs = inputs_of(started, batch, seed if copies else seed + number, limit, together)
             inputs = inputs if is_fresh or not number else inputs.part(number - 1, 2)
             check_place(inputs, started)
             return measure(Passes(started, inputs, loss, prior, seed + number), options)
 
     runs = [run(0)]
-    for number in (1, 2) if near_bounds(runs[0]) and (is_fresh or given(model, batch).samples > 3) else ():
+    again = bool(near_bounds(runs[0])) and (is_fresh or given(model, batch).samples > 3)
+    for number in (1, 2) if together.largest(again) else ():
         if not options.late:
             runs.append(run(number))
     late = f"after {limit:g} seconds nothing new was begun: more would be looked at with a higher limit"
     findings = judge(runs, "seeds" if recipe is not None else "inputs")
-    return Probe(type(model).__name__, findings, tuple(runs), (late,) if options.late else (), values)
+    notes = (*((late,) if options.late else ()), *_notes(model, runs[0]))
+    return Probe(type(model).__name__, findings, tuple(runs), notes, values)
+
+
+def _notes(model: nn.Module, measured: Measurement) -> Iterator[str]:
+    """What a reader of the verdict should know: what was off, what may be meant, and of what nothing was promised."""
+    chances = [each.p for each in model.modules() if isinstance(each, _DropoutNd) and 0 < each.p < 1]
+    if chances:
+        times = f"training makes what passes one up to {(1 - max(chances)) ** -0.5:.3g} times as large"
+        yield f"{count(len(chances), 'dropout')} off, p = {max(chances):g} at most: {times}"
+    if masks := [each.name for each in measured.not_finite if each.may_be_meant and each.kind == "buffer"]:
+        yield f"infinite, as masks are: {abbreviate(masks)}"
+    unknown = [each.name for each in measured.outputs if each.predicted is None]
+    if unknown:
+        share = f"{len(unknown)} of {count(len(measured.outputs), 'output')}, from {unknown[0]} on"
+        yield f"nothing is promised of {share}: behind attention, recurrent layers, averages or the like, until a norm"
 
 
 def _started(model: nn.Module, recipe: RecipeLike | None, seed: int) -> tuple[nn.Module, Report]:

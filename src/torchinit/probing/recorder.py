@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from torchinit.model.names import module_name
 from torchinit.model.sandbox import OperationMode
@@ -251,11 +253,36 @@ class PassRecorder(PassWatch):
         self._pass_back(gradients)
         return tuple(
             Output(
-                call.module, type(call.layer).__name__, call.number, call.shape, BatchMoments(*numbers), gradient,
-                _is_weighted(call.layer), call.then, *_predicted(call.expected),
+                call.module, type_before_parametrizations(call.layer).__name__, call.number, call.shape,
+                BatchMoments(*numbers), gradient, _is_weighted(call.layer), call.then, *_predicted(call.expected),
             )
             for call, numbers, gradient in zip(self._calls, forward, gradients, strict=True)
         )  # fmt: skip
+
+    def series(self, outputs: Sequence[Output]) -> tuple[tuple[str, ...], ...]:
+        """The layers with a matrix by the names of their outputs, in series of which each is made of the one before.
+
+        The last one is left out, since heads follow other rules. What does not end there, but is made of nothing on the
+        way, as an embedding of the time, is a series of its own; what is, lies in a branch: gates, queries and keys.
+        """
+        calls = zip(outputs, self._calls, strict=True)
+        layers = [(output.name, call.expected) for output, call in calls if output.weighted][:-1]
+        place = {id(expected): at for at, (_, expected) in enumerate(layers) if expected is not None}
+        # What each layer is made of, as a bit for each layer; one of which nothing is known may be made of all.
+        hidden = sum(1 << at for at, (_, expected) in enumerate(layers) if expected is None)
+        made_of: list[int] = []
+        for at, (_, expected) in enumerate(layers):
+            known = range(at) if expected is None else map(place.__getitem__, expected.nearest(place))
+            made_of.append(reduce(or_, (1 << each | made_of[each] for each in known if each < at), hidden))
+        lines: list[list[int]] = []
+        for at in reversed(range(len(layers))):
+            line = next((line for line in lines if made_of[line[-1]] >> at & 1), None)
+            if line is None:
+                lines.append(line := [])
+            line.append(at)
+        main = sum(1 << at for line in lines[:1] for at in line)
+        apart = [[at for at in line if not made_of[at] & main] for line in lines[1:]]
+        return tuple(tuple(layers[at][0] for at in reversed(line)) for line in (*reversed(apart), *lines[:1]))
 
     def _pass_back(self, gradients: Sequence[BatchMoments | None]) -> None:
         """Carry the gradient of the last output that has one back to all others; without any, as if it were 1."""
@@ -285,8 +312,12 @@ def _predicted(expected: Expected | None) -> tuple[float | None, float | None, f
 
 
 def _is_weighted(layer: nn.Module) -> bool:
-    """Whether a layer has a matrix of its own."""
-    return any(parameter is not None and parameter.dim() > 1 for parameter in layer._parameters.values())
+    """Whether a layer has a matrix of its own, also one that is computed of others: weight norm, spectral norm."""
+    if isinstance(layer, ParametrizationList):
+        return False
+    made_of = layer._modules.get("parametrizations")
+    own = (*layer._parameters.values(), *(made_of.parameters() if made_of is not None else ()))
+    return any(parameter is not None and parameter.dim() > 1 for parameter in own)
 
 
 def _to_host(numbers: list[Tensor]) -> list[Any]:

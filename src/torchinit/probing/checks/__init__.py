@@ -1,4 +1,4 @@
-"""The checks of a measurement, TI801 to TI818, and what they say of several runs."""
+"""The checks of a measurement, TI801 to TI819, and what they say of several runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TI806 to TI808 and TI810 to TI818: units, attention and logits, the gradients of parameters, what no dtype holds."""
+"""TI806 to TI808 and TI810 to TI819: units, attention and logits, the gradients of parameters, what is not finite."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from torchinit._text import abbreviate, count, fold_numbers
-from torchinit.probing.checks.registry import ANY, Bound, Reading, probe_check
+from torchinit.probing.checks.registry import ANY, Bound, Reading, Stage, probe_check
 from torchinit.probing.measurement import Measurement, ParameterGradient, Units
+from torchinit.probing.moments import BatchMoments
 
 _ROWS = 64
+_REVERSED = "the last output of a reverse direction has read one step: take the last state, h_n, or the mean"
 
 
 @probe_check("TI806", Bound(0.9, 1.0, 0.02), "start the bias at zero, or take a leaky ReLU")
@@ -58,8 +60,9 @@ def sharp_attention(measured: Measurement) -> Iterator[Reading]:
 
 
 @probe_check(
-    "TI810", Bound(math.log(4), math.log(10), 0.2), "draw the head, or a tied table, with std 1 / sqrt(width), or 0.02"
-)
+    "TI810", Bound(math.log(4), math.log(10), 0.2), "draw the head, or a tied table, with std 1 / sqrt(width), or 0.02",
+    stage="loss",
+)  # fmt: skip
 def loud_logits(measured: Measurement) -> Iterator[Reading]:
     """Logits so large that the model is sure of itself before it has seen anything.
 
@@ -74,7 +77,7 @@ def loud_logits(measured: Measurement) -> Iterator[Reading]:
         yield Reading("", value, f"{text} at {count(measured.samples, 'sample')}")
 
 
-@probe_check("TI811", ANY, "let one of two zeros in a row be something else, the norm's gain first")
+@probe_check("TI811", ANY, "let one of two zeros in a row be something else, the norm's gain first", stage="backward")
 def stuck_weights(measured: Measurement) -> Iterator[Reading]:
     """Weights whose gradient is exactly zero, and stays so while all others take four steps down.
 
@@ -85,10 +88,12 @@ def stuck_weights(measured: Measurement) -> Iterator[Reading]:
     stuck = [each for each in _weights(measured) if each.stays_zero and "expert" not in each.name]
     if stuck:
         names = abbreviate([each.name for each in stuck])
-        yield Reading(stuck[0].name, len(stuck), f"no gradient reaches {count(len(stuck), 'weight')} for good: {names}")
+        text = f"no gradient reaches {count(len(stuck), 'weight')} for good: {names}"
+        backwards = all(each.name.endswith("_reverse") for each in stuck)
+        yield Reading(stuck[0].name, len(stuck), text, _REVERSED if backwards else "")
 
 
-@probe_check("TI812", ANY, "draw them: noise on a constant breaks the symmetry and cures nothing")
+@probe_check("TI812", ANY, "draw them: noise on a constant breaks the symmetry and cures nothing", stage="values")
 def equal_units(measured: Measurement) -> Iterator[Reading]:
     """Units of a layer that have the same weights and get the same gradients, so that they stay one unit for good.
 
@@ -99,7 +104,9 @@ def equal_units(measured: Measurement) -> Iterator[Reading]:
             yield Reading(each.name, 1.0, "all units have the same weights and the same gradients")
 
 
-@probe_check("TI813", Bound(math.log(30), math.inf, 0.3), "scale like layers alike, or by their depth")
+@probe_check(
+    "TI813", Bound(math.log(30), math.inf, 0.3), "scale like layers alike, or by their depth", stage="backward"
+)
 def uneven_gradients(measured: Measurement) -> Iterator[Reading]:
     """Parameters of one kind whose gradients differ by more than thirty times between blocks.
 
@@ -114,14 +121,17 @@ def uneven_gradients(measured: Measurement) -> Iterator[Reading]:
     for group in alike.values():
         sizes = [each.gradient or 0.0 for each in group]
         if len(group) > 2 and fold_numbers(group[0].name) != group[0].name:
-            ratios[max(group, key=lambda each: each.gradient or 0.0).name] = max(sizes) / min(sizes)
+            ends = group[sizes.index(max(sizes))].name, group[sizes.index(min(sizes))].name
+            ratios[ends] = max(sizes) / min(sizes)
     if ratios:
-        name = max(ratios, key=ratios.__getitem__)
-        text = f"its gradient is {ratios[name]:.3g} times that of the smallest of the like parameters"
-        yield Reading(name, math.log(ratios[name]), text)
+        name, least = max(ratios, key=ratios.__getitem__)
+        text = f"its gradient is {ratios[name, least]:.3g} times that of the smallest of the like parameters, {least}"
+        yield Reading(name, math.log(ratios[name, least]), text)
 
 
-@probe_check("TI814", Bound(0.6, 0.9, 0.05), "scale the loss (torch.amp.GradScaler), or train in bfloat16")
+@probe_check(
+    "TI814", Bound(0.6, 0.9, 0.05), "scale the loss (torch.amp.GradScaler), or train in bfloat16", stage="backward"
+)
 def gradients_below_dtype(measured: Measurement) -> Iterator[Reading]:
     """Gradients in float16 that are below its smallest normal number: 6e-5.
 
@@ -136,18 +146,40 @@ def gradients_below_dtype(measured: Measurement) -> Iterator[Reading]:
 
 @probe_check("TI815", ANY, "look at the first one: everything behind it follows")
 def not_finite_in_run(measured: Measurement) -> Iterator[Reading]:
-    """An output, a gradient or the loss that is not finite."""
+    """An output, a gradient or the loss that is not finite, also after a step of the optimizer.
+
+    Of outputs the first is named, of gradients the one that is the first on the way back. Operations inside of a module
+    are not looked at: masks are infinite there on purpose.
+    """
+    goal = measured.objective
     bad = [each for each in measured.outputs if not each.forward.finite]
     if bad:
         yield Reading(bad[0].name, 1.0, f"the output is not finite, the first of {len(bad)}")
-    elif not math.isfinite(measured.objective.loss):
-        yield Reading("", 1.0, f"the loss is {measured.objective.loss}")
+    elif not math.isfinite(goal.loss):
+        yield Reading("", 1.0, f"the loss is {goal.loss}", stage="loss")
+    elif goal.odd:
+        yield Reading("", 1.0, f"{goal.odd} of the model's output is not finite", stage="loss")
+    if math.isfinite(goal.loss):
+        yield from _gradients_not_finite(measured)
+        late = next((step for step, loss in enumerate(measured.losses) if not math.isfinite(loss)), 0)
+        if late:
+            text = f"the loss is {measured.losses[late]} after step {late} of the optimizer, {goal.loss:.4g} before"
+            yield Reading("", 1.0, text, "a smaller lr, warm-up, or what is found beside this", stage="backward")
+
+
+def _gradients_not_finite(measured: Measurement) -> Iterator[Reading]:
     lost = [each for each in measured.parameters if each.gradient is not None and not math.isfinite(each.gradient)]
-    if lost and not bad:
-        yield Reading(lost[0].name, 1.0, f"the gradient is not finite, the first of {len(lost)}")
+    back = [each for each in measured.outputs if each.gradient is not None and not each.gradient.finite]
+    if back:
+        text = "the gradient of its output is not finite"
+        text += f", the first of {len(back)} on the way back" if len(back) > 1 else ""
+        text += f", nor is that of {count(len(lost), 'parameter')}" if lost else ""
+        yield Reading(back[-1].name, 1.0, text, stage="backward")
+    elif lost:
+        yield Reading(lost[0].name, 1.0, f"the gradient is not finite, the first of {len(lost)}", stage="backward")
 
 
-@probe_check("TI816", Bound(math.inf, math.inf), "freeze it, or use it in forward")
+@probe_check("TI816", Bound(math.inf, math.inf), "freeze it, or use it in forward", stage="backward")
 def unused_parameters(measured: Measurement) -> Iterator[Reading]:
     """Trained parameters that the loss does not depend on: other inputs or another loss may need them."""
     unused = [each.name for each in measured.parameters if each.gradient is None]
@@ -160,14 +192,21 @@ def unused_parameters(measured: Measurement) -> Iterator[Reading]:
 def beyond_dtype(measured: Measurement) -> Iterator[Reading]:
     """Outputs or gradients that are finite here, and beyond the largest number of the dtype of the training."""
     for each in measured.outputs:
-        for what, numbers in (("output", each.forward), ("gradient", each.gradient)):
+        sides: tuple[tuple[str, BatchMoments | None, Stage], ...]
+        sides = ("output", each.forward, "forward"), ("gradient", each.gradient, "backward")
+        for what, numbers, stage in sides:
             if numbers is not None and numbers.finite and numbers.top > measured.largest:
                 text = f"the {what} reaches {numbers.top:.3g}; {measured.dtype} ends at {measured.largest:.3g}"
-                yield Reading(each.name, 1.0, text)
+                yield Reading(each.name, 1.0, text, stage=stage)
                 return
 
 
-@probe_check("TI818", Bound(math.log(100), math.log(1e4), 0.3), "scale the weights before it down: by their fan")
+@probe_check(
+    "TI818",
+    Bound(math.log(100), math.log(1e4), 0.3),
+    "scale the weights before it down: by their fan",
+    stage="backward",
+)
 def huge_gradients(measured: Measurement) -> Iterator[Reading]:
     """A parameter whose gradient has an RMS above a hundred at a mean loss, which explodes where no chain shows it.
 
@@ -178,6 +217,21 @@ def huge_gradients(measured: Measurement) -> Iterator[Reading]:
     worst = max(known, key=lambda each: each.gradient or 0.0, default=None)
     if worst is not None and worst.gradient and "given" not in measured.objective.text:
         yield Reading(worst.name, math.log(worst.gradient), f"its gradient has RMS {worst.gradient:.3g}")
+
+
+@probe_check("TI819", ANY, "initialize it; if a formula made it, look for 0/0 or an overflow", stage="values")
+def not_finite_values(measured: Measurement) -> Iterator[Reading]:
+    """A parameter that holds NaN or an infinity, or a buffer that holds NaN, whether or not this pass meets it.
+
+    Running statistics are read in evaluation alone, a row of a table when its id comes: the pass looks well, and the
+    first validation or a later batch does not. Infinities in buffers are noted and not judged, since masks are made of
+    them, but for running statistics. The inputs are named where outputs are not finite either.
+    """
+    spreads = any(not each.forward.finite for each in measured.outputs)
+    odd = [each for each in measured.not_finite if (spreads if each.kind == "input" else not each.may_be_meant)]
+    if odd:
+        text = f"{odd[0]}, the first of {len(odd)} such tensors" if len(odd) > 1 else f"{odd[0]}"
+        yield Reading(odd[0].name, 1.0, text)
 
 
 def _weights(measured: Measurement) -> list[ParameterGradient]:

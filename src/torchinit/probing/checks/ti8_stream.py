@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
 from torchinit.knowledge.gains import gain_before, nonlinearities
 from torchinit.probing.checks.registry import Bound, Reading, probe_check
 from torchinit.probing.measurement import Measurement, Output, SignalChain
+from torchinit.probing.moments import BatchMoments
 
 _NOISE = 1.5
 _VANISHES = Bound(-5.3, -9.0, _NOISE, downwards=True)
@@ -28,7 +29,8 @@ def vanishing_signal(measured: Measurement) -> Iterator[Reading]:
     for chain in measured.chains if measured.samples > 1 else ():
         values = [each.forward.signal for each in chain.outputs]
         text = f"{_share(chain.signal)} of the signal is left after {_where(chain, values)}"
-        yield Reading(_site(chain, values), chain.signal, text, of_chain(measured, chain, grows=False))
+        begins, way = _begins(chain, values, _VANISHES), of_chain(measured, chain, grows=False)
+        yield Reading(_site(chain, values), chain.signal, text, way, begins)
 
 
 @probe_check("TI802", _EXPLODES, "keep the signal's size from layer to layer")
@@ -36,15 +38,18 @@ def exploding_signal(measured: Measurement) -> Iterator[Reading]:
     """The activations, or the stream of residual blocks, grow on the way.
 
     A warning from 55 times on (ln 4), an error from 8,000 (ln 9): residual branches without a norm that each add as
-    much as is there double the stream block by block. Good models grow by up to five.
+    much as is there double the stream block by block. Good models grow by up to five. Activations that grow until they
+    are not finite are an error.
     """
     for chain in measured.chains:
         values = [each.forward.rms for each in chain.outputs]
-        text = f"the activations grow {_share(chain.growth)} times along {_where(chain, values)}"
-        yield Reading(_site(chain, values), chain.growth, text, of_chain(measured, chain, grows=True))
+        ends = _ends_infinite(chain.growth, [each.forward for each in chain.outputs], measured.largest)
+        text = f"the activations grow {_share(chain.growth)} times{_THEN * ends} along {_where(chain, values)}"
+        value, way = math.inf if ends else chain.growth, of_chain(measured, chain, grows=True)
+        yield Reading(_site(chain, values), value, text, way, _begins(chain, values, _EXPLODES))
 
 
-@probe_check("TI803", _VANISHES, "keep the gradient's size from layer to layer")
+@probe_check("TI803", _VANISHES, "keep the gradient's size from layer to layer", stage="backward")
 def vanishing_gradient(measured: Measurement) -> Iterator[Reading]:
     """The gradient is lost on the way back to the first block or layer.
 
@@ -60,7 +65,7 @@ def vanishing_gradient(measured: Measurement) -> Iterator[Reading]:
         yield Reading(_site(chain, values), chain.gradient, text, of_chain(measured, chain, grows=False))
 
 
-@probe_check("TI804", _EXPLODES, "keep the gradient's size from layer to layer")
+@probe_check("TI804", _EXPLODES, "keep the gradient's size from layer to layer", stage="backward")
 def exploding_gradient(measured: Measurement) -> Iterator[Reading]:
     """The gradient grows on the way back to the first block or layer.
 
@@ -69,11 +74,20 @@ def exploding_gradient(measured: Measurement) -> Iterator[Reading]:
     """
     for chain in measured.chains if not measured.small_batch else ():
         values = _gradients(chain)
-        text = f"the gradient grows {_share(chain.gradient)} times back along {_where(chain, values, back=True)}"
-        yield Reading(_site(chain, values), chain.gradient, text, of_chain(measured, chain, grows=True))
+        known = [each.gradient for each in reversed(chain.outputs) if each.gradient]
+        ends = _ends_infinite(chain.gradient, known, measured.largest)
+        where = _where(chain, values, back=True)
+        text = f"the gradient grows {_share(chain.gradient)} times{_THEN * ends} back along {where}"
+        value, way = math.inf if ends else chain.gradient, of_chain(measured, chain, grows=True)
+        yield Reading(_site(chain, values), value, text, way)
 
 
-@probe_check("TI805", Bound(-3.0, -5.0, 0.4, downwards=True), "let weights and not biases decide: gains that fit")
+@probe_check(
+    "TI805",
+    Bound(-3.0, -5.0, 0.4, downwards=True),
+    "let weights and not biases decide: gains that fit",
+    stage="samples",
+)
 def collapsing_samples(measured: Measurement) -> Iterator[Reading]:
     """All samples come to look alike: the angles between them vanish on the way.
 
@@ -94,21 +108,46 @@ def collapsing_samples(measured: Measurement) -> Iterator[Reading]:
             yield Reading(site, value, text, "scale the branches down, or put norms before them")
 
 
-@probe_check("TI809", Bound(10.0, 20.0, 1.0), "start recurrent weights orthogonal, an LSTM's forget bias at 1")
+@probe_check(
+    "TI809", Bound(10.0, 20.0, 1.0), "start recurrent weights orthogonal, an LSTM's forget bias at 1", stage="backward"
+)
 def gradient_over_time(measured: Measurement) -> Iterator[Reading]:
     """The gradient does not reach the first time steps of a recurrent layer, or explodes on the way there.
 
     Read off where the loss takes the last step alone: the gradient of the input at the first step in parts of that at
-    the last. A warning from exp(-10) or exp(4) on, an error from exp(-20) or exp(9). LSTMs as torch starts them forget
-    a hundred steps (ln -42); with a forget bias of 1 they do not.
+    the last. The recurrent weights get the sum over the steps, so a part r of it is below the noise of the last step's
+    until 1 / r² sequences were seen: at exp(-10), the warning, 500 million. Below 2^-24, exp(-16.6), float32 rounds it
+    away, so exp(-20) is an error. (25,600 sequences teach an LSTM what the first step said at exp(-4), not at exp(-8).)
+    Growth is judged as that of a chain, from exp(4) and exp(9) on. Over n steps torch's start leaves 0.6^n of it to an
+    LSTM or a GRU, whose gates are half open, 0.58^n or less to a tanh RNN; a forget bias of 1 leaves 0.8^n.
     """
     for steps in measured.time_steps:
         first, last = steps.gradients[0], steps.gradients[-1]
         if last > 0:
             ratio = math.log(first / last) if first > 0 else -math.inf
             value = -ratio if ratio < 0 else 2 + 2 * ratio  # growth has TI804's bounds: 4 and 9 are 10 and 20
-            text = f"of the gradient at the last of {len(steps.gradients)} time steps {_share(ratio)} reaches the first"
+            number = len(steps.gradients)
+            text = f"of the gradient at the last of {number} time steps {_share(ratio)} reaches the first"
+            text += f", {math.exp(ratio / (number - 1)):.2g} a step" if math.isfinite(ratio) else ""
             yield Reading(steps.module, value, text)
+
+
+_THEN: Final = ", then beyond all numbers,"
+
+
+def _ends_infinite(grown: float, steps: Sequence[BatchMoments], largest: float) -> bool:
+    """Whether what grows along these outputs ends as not finite, and by its size: its square is beyond ``largest``."""
+    tops = [each.top for each in steps if each.finite]
+    return grown >= _EXPLODES.warning and len(tops) < len(steps) and tops[-1] > math.sqrt(largest)
+
+
+def _begins(chain: SignalChain, values: Sequence[float], bound: Bound) -> str:
+    """The output from which on the bound is passed; the first one where none does."""
+    for output, value in zip(chain.outputs, values, strict=True):
+        ratio = value / values[0] if values[0] > 0 else math.nan
+        if bound.severity(math.log(ratio) if ratio > 0 else ratio - math.inf):
+            return output.name
+    return chain.outputs[0].name
 
 
 def _gradients(chain: SignalChain) -> list[float]:
@@ -129,15 +168,22 @@ def _site(chain: SignalChain, values: list[float]) -> str:
     return chain.outputs[at].name if at is not None and len(values) == len(chain.outputs) else chain.outputs[0].name
 
 
+_SUDDEN = 5.0
+"""The logarithm of what no layer does by its scale alone."""
+
+
 def _culprit(values: list[float]) -> int | None:
     logs = [math.log(value) if value > 0 else -math.inf for value in values]
-    if len(logs) < 3 or not all(map(math.isfinite, logs)):
-        gone = [at for at, value in enumerate(values) if not value > 0 or math.isinf(value)]
-        early = gone and len(logs) > 2 and not abs(logs[gone[0] - 1] - logs[0]) > 5 and gone[0] > 0
-        return gone[0] if early else None
-    steps = [after - before for before, after in pairwise(logs)]
-    largest = max(range(len(steps)), key=lambda at: abs(steps[at]))
-    return largest + 1 if abs(steps[largest]) > abs(logs[-1] - logs[0]) / 2 else None
+    lost = next((at for at, each in enumerate(logs) if not math.isfinite(each)), len(logs))
+    if len(logs) < 3 or not lost:
+        return None
+    steps = [after - before for before, after in pairwise(logs[:lost])]
+    largest = max(range(len(steps)), key=lambda at: abs(steps[at]), default=0)
+    change = abs(logs[lost - 1] - logs[0])
+    if lost < len(logs) and change <= _SUDDEN:
+        return lost
+    is_one = abs(steps[largest]) > max(change / 2, _SUDDEN if lost < len(logs) else 0)
+    return largest + 1 if is_one else None
 
 
 def _where(chain: SignalChain, values: list[float], *, back: bool = False) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -43,6 +43,20 @@ class Expected:
     def rms(self) -> float | None:
         """The root of the second moment."""
         return None if self.second is None or not math.isfinite(self.second) else math.sqrt(self.second)
+
+    def nearest(self, wanted: Container[int]) -> set[int]:
+        """The identities of those wanted that it is made of with no other of them in between."""
+        seen: set[int] = set()
+        found: set[int] = set()
+        waiting = [self]
+        while waiting:
+            for source, *_ in waiting.pop().sources:
+                if id(source) in wanted:
+                    found.add(id(source))
+                elif id(source) not in seen:
+                    seen.add(id(source))
+                    waiting.append(source)
+        return found
 
 
 class OperationCall(NamedTuple):

@@ -1,0 +1,162 @@
+"""Models of forms that set no bound: what is told of them is what is wrong with them, and the way out mends it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from tests.html import check
+from tests.probing.nets import Wired, mlp
+from torchinit import ProbeError, probe
+from torchinit.probing.result import page_of
+
+
+def weight_normed() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [(parametrizations.weight_norm(nn.Conv1d(16, 16, 3, padding=1)), nn.ReLU()) for _ in range(8)]
+    net = nn.Sequential(*[each for pair in layers for each in pair])
+    return Wired(lambda self, x: self.head(self.net(x).mean(2)), net=net, head=nn.Linear(16, 4))
+
+
+def test_layers_whose_weight_is_computed_are_the_chain_and_not_what_computes_them() -> None:
+    """As torch starts them they lose 0.4 a layer; the entry that is told mends it."""
+    x = torch.randn(16, 16, 64)
+    result = probe(weight_normed(), x)
+    (chain,) = result.measurement.chains
+    assert [each.name for each in chain.outputs] == [f"net.{at}" for at in range(0, 16, 2)]
+    assert {each.kind for each in chain.outputs} == {"Conv1d"}
+    finding = result.findings[0]
+    assert (finding.code, finding.site) == ("TI801", "net.0")
+    assert '{type = "Kaiming", mode = "fan_in", layer = "Conv1d"}' in finding.remedy
+    assert probe(weight_normed(), x, recipe=[{"type": "Kaiming", "mode": "fan_in", "layer": "Conv1d"}]).healthy
+
+
+class Noised(nn.Module):
+    """A net over images with an embedding of the time, whose numbers are large, added inside of it."""
+
+    def __init__(self, std: float = 1.0) -> None:
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 32))
+        self.down, self.middle, self.up = (nn.Conv2d(wide, 32, 3, padding=1) for wide in (3, 32, 32))
+        self.norm, self.out = nn.GroupNorm(8, 32), nn.Conv2d(32, 3, 3, padding=1)
+        with torch.no_grad():
+            for name in ("2.weight", "4.weight"):
+                self.time.get_parameter(name).mul_(std)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        beside = self.time(time.float()[:, None])[:, :, None, None]
+        x = self.down(x)
+        x = x + self.middle(torch.relu(self.norm(x + beside)))
+        y: Tensor = self.out(torch.relu(self.up(x)))
+        return y
+
+
+BATCH = torch.randn(16, 3, 8, 8), torch.arange(16) * 60
+
+
+def test_layers_beside_each_other_are_chains_of_their_own() -> None:
+    """What the embedding makes of times up to 900 says nothing of the images' way, nor the other way round."""
+    result = probe(Noised(), BATCH)
+    names = [[each.name for each in chain.outputs] for chain in result.measurement.chains]
+    assert names == [["time.0", "time.2", "time.4"], ["down", "middle", "up"]]
+    assert not result.findings.errors
+
+
+def test_one_that_is_bad_beside_a_good_one_is_found() -> None:
+    found = probe(Noised(std=1e-3), BATCH).findings.errors
+    assert found[0].code == "TI801"
+    assert all(each.site.startswith("time.") for each in found)
+
+
+def test_two_layers_of_an_encoder_and_a_decoder_are_its_blocks_not_what_is_inside() -> None:
+    """Six attentions, which are in branches, and two layers each: of a class of which there are no three."""
+    torch.manual_seed(0)
+    model = nn.Transformer(32, 4, 2, 2, 64, batch_first=True)
+    result = probe(model, (torch.randn(16, 8, 32), torch.randn(16, 8, 32)))
+    names = [[each.name for each in chain.outputs] for chain in result.measurement.chains]
+    assert names == [[f"{side}.layers.{at}" for at in range(2)] for side in ("encoder", "decoder")]
+    assert result.healthy
+
+
+def test_units_are_equal_along_the_axis_of_the_outputs() -> None:
+    """A transposed convolution has its outputs in the second dimension."""
+    torch.manual_seed(0)
+    layers = [each for _ in range(3) for each in (nn.ConvTranspose1d(8, 8, 3), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 14, 4))
+    for at in (2, 4):
+        nn.init.constant_(model.get_parameter(f"{at}.weight"), 0.1)
+        nn.init.zeros_(model.get_parameter(f"{at}.bias"))
+    found = probe(model, torch.randn(16, 8, 8)).findings
+    assert (found[0].code, found[0].site) == ("TI812", "2.weight")
+
+
+def test_random_labels_are_not_the_ids_that_were_made_of_the_same_seed() -> None:
+    """A table that is its own head gives each id back: with the ids as labels it would seem to know all."""
+    torch.manual_seed(0)
+    table, head = nn.Embedding(500, 64), nn.Linear(64, 500, bias=False)
+    nn.init.normal_(table.weight)
+    head.weight = table.weight
+    model = Wired(lambda self, x: self.head(self.table(x)), table=table, head=head)
+    result = probe(model)
+    assert "random labels" in result.measurement.objective.text
+    assert result.measurement.objective.loss > 50  # an id's own logit is its norm, 64 or so, and that of a label 0
+
+
+def test_the_last_output_of_a_reverse_direction_is_told_as_such() -> None:
+    rnn, head = nn.LSTM(8, 16, batch_first=True, bidirectional=True), nn.Linear(32, 4)
+    model = Wired(lambda self, x: self.head(self.rnn(x)[0][:, -1]), rnn=rnn, head=head)
+    (found,) = probe(model, torch.randn(16, 10, 8)).findings.errors
+    assert (found.code, found.site) == ("TI811", "rnn.weight_hh_l0_reverse")
+    assert found.remedy.startswith("the last output of a reverse direction has read one step")
+
+
+def test_a_batch_for_a_forward_that_takes_the_dict_itself() -> None:
+    model = Wired(lambda self, batch: self.a(batch["pixels"]), a=nn.Linear(8, 3))
+    batch = {"pixels": torch.randn(16, 8)}
+    with pytest.raises(ProbeError, match=r"the batch has 'pixels'.*if it takes the whole dict: batch=\(batch,\)"):
+        probe(model, batch)
+    assert probe(model, (batch,)).healthy
+
+
+def test_dropout_is_off_and_said() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.9), nn.Linear(64, 4))
+    (note,) = probe(model).notes
+    assert note == "1 dropout off, p = 0.9 at most: training makes what passes one up to 3.16 times as large"
+    assert probe(nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.0), nn.Linear(64, 4))).notes == ()
+
+
+# --- where predictions end --------------------------------------------------------------------------------------------
+
+
+def attending() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0, norm_first=True)
+    return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.LayerNorm(32))
+
+
+@pytest.mark.parametrize(
+    ("make", "batch", "first"),
+    [
+        (attending, torch.randn(16, 8, 32), "0.layers.0.self_attn"),
+        (lambda: nn.Sequential(nn.Linear(8, 8), nn.AvgPool1d(2), nn.Linear(4, 3)), torch.randn(16, 8), "1"),
+    ],
+)
+def test_it_is_said_from_where_on_nothing_is_promised(make: Callable[[], nn.Module], batch: Any, first: str) -> None:
+    torch.manual_seed(0)
+    result = probe(make(), batch)
+    outputs = result.measurement.outputs
+    unknown = [each.name for each in outputs if each.predicted is None]
+    text = f"nothing is promised of {len(unknown)} of {len(outputs)} outputs, from {first} on"
+    assert unknown[0] == first
+    assert text in str(result)
+    assert text in check(page_of(result).html()).text
+    assert text in json.loads(result.to_json())["notes"][0]
+
+
+def test_nothing_is_said_where_all_is_promised() -> None:
+    assert probe(mlp(0, depth=4)).notes == ()
