@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, MutableMapping
+from collections.abc import Container, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, final
 
@@ -16,6 +16,7 @@ from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.statistics import measure
 from torchinit.mmengine.registry import InitCfgAssertionError
 from torchinit.model.dtensor import behind, local_part
+from torchinit.model.modules import named_tensors, parameters_of
 from torchinit.model.names import normalize, without_wrappers
 from torchinit.model.sites import find_site, sites
 from torchinit.plans.report import Record, Report, Texts, expected_of
@@ -52,12 +53,12 @@ class Provenance:
     With ``buffers`` for each buffer, too. ``marks`` answers those who ask in MMEngine's way, parameter by parameter.
     """
 
-    def __init__(self, top: nn.Module, *, buffers: bool = False) -> None:
+    def __init__(self, top: nn.Module, modules: Sequence[nn.Module], *, buffers: bool = False) -> None:
         self.top = top
         self.known: dict[int, Tensor] = {}
         self.marks: dict[nn.Parameter, InitInfoProxy] = {}
         self._buffers = buffers
-        for parameter in top.parameters():
+        for parameter in parameters_of(modules):
             self.add(parameter)
         self.known.update({id(buffer): buffer for buffer in top.buffers()} if buffers else {})
         self._begun = frozenset(self.known)
@@ -126,7 +127,7 @@ class Provenance:
 
     def held(self) -> HeldAtEnd:
         """Look over all that the tree holds by now."""
-        parameters, buffers = list(self.top.named_parameters()), list(self.top.named_buffers())
+        parameters, buffers = named_tensors(self.top)
         unfilled = [
             name
             for name, each in (*parameters, *buffers)
@@ -212,6 +213,8 @@ class InitInfoProxy(MutableMapping[str, Any]):
 
     It compares ``tmp_mean_value`` with the mean as it is, and sets ``init_info`` where they differ.
     """
+
+    __slots__ = ("_parameter", "_provenance")
 
     def __init__(self, provenance: Provenance, parameter: nn.Parameter) -> None:
         self._provenance = provenance

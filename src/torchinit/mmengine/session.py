@@ -30,8 +30,10 @@ from torchinit.mmengine.log import dump, log
 from torchinit.mmengine.provenance import HeldAtEnd, Provenance
 from torchinit.mmengine.skipping import Kept
 from torchinit.mmengine.tree import ModuleIndex, Spot, explain_unused_layers
+from torchinit.model.modules import modules_of, part_ids
 from torchinit.model.shards import Shard
-from torchinit.model.sites import with_weights
+from torchinit.model.sites import Site, with_weights
+from torchinit.model.traversal import Walk
 from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.observers import noise_in_use, observing_runs, run_observers, unobserved
@@ -44,6 +46,7 @@ from torchinit.rules.matching import asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Rule
 from torchinit.tracing import Event, line_of_user
 from torchinit.tracing.locks import Snapshot
+from torchinit.tracing.observer import name_of
 from torchinit.tracing.recorder import Recorder, TracedTensor
 from torchinit.tracing.regions import storage_of
 from torchinit.tracing.seeded import Seeded, working_on
@@ -84,14 +87,16 @@ class Session:
         self.progress: Progress | None = progress
         # Seen from here on, by everybody, until the session ends.
         self.wholes: WholeTensors | None = WholeTensors(top, exchange) if seed is not None and is_spread(top) else None
-        self.provenance: Provenance = Provenance(top, buffers=buffers)
-        self.kept: Kept = Kept(top)
+        self._modules = modules_of(top)
+        self.provenance: Provenance = Provenance(top, self._modules, buffers=buffers)
+        self.kept: Kept = Kept(top, self._modules)
         self.warned: dict[str, None] = {}
         self.loads: list[LoadReport] = []
         # Where the tree is part of one that MMEngine itself initializes, the marks and the log are MMEngine's.
         self.host: Any = vars(top).get(MARK)
         self._recorder: _ForeignCode | None = None
         self._index: ModuleIndex | None = None
+        self._walked: tuple[list[int], Walk] | None = None
         self._labels: list[str] = []
         self._collects = True
 
@@ -121,7 +126,7 @@ class Session:
     def opened(self) -> Iterator[Session]:
         """Let the modules of the tree be known as this session's; nothing is left on them."""
         token = _OPEN.set((*_OPEN.get(), self))
-        marked = list(self.top.modules()) if self.host is None else []
+        marked = self._modules if self.host is None else []
         try:
             self.check_memory()
             for module in marked:
@@ -166,6 +171,7 @@ class Session:
         with unobserved(watched=bool(self._labels)):
             index = self._current_index(module)
             prefix, above_prefix = (index.prefix(each) for each in (module, above or module))
+            sites: Sequence[Site]
             sites, by_name = index.grouped(module, None if through else rules)
             if asks_for_roles(rules):
                 sites = with_roles(module, with_neutral(module, sites))
@@ -237,9 +243,16 @@ class Session:
     def _current_index(self, module: nn.Module) -> ModuleIndex:
         """Return the index that a module is in, a new one where other tensors are in place by now."""
         if self._index is None or not self._index.is_current(module):
-            index = ModuleIndex(self.top)
-            self._index = index if module in index else ModuleIndex(module)
+            index = ModuleIndex(self.top, self.walk())
+            self._index = index if module in index else ModuleIndex(module, Walk.over(module))
         return self._index
+
+    def walk(self) -> Walk:
+        """A walk over the tree as it is: the last one if nothing has been put into it, or given other memory, since."""
+        parts = part_ids(self.top)
+        if self._walked is None or self._walked[0] != parts:
+            self._walked = parts, Walk.over(self.top)
+        return self._walked[1]
 
     # --- other people's code -------------------------------------------------------------------------------
 
@@ -276,9 +289,13 @@ class Session:
         """Note a write by foreign code."""
         self.provenance.observed(id(tensor), self._labels[-1], line, operation)
 
+    def saw_move(self) -> None:
+        """Note that a tensor has been given other memory."""
+        self._walked = None
+
     def saw_registration(self, value: object) -> None:
         """Note that something has been put into a module."""
-        self._index = None
+        self._index = self._walked = None
         if isinstance(value, nn.Parameter) and id(value) not in self.provenance.known:
             self.provenance.add(value)
 
@@ -330,13 +347,15 @@ class _ForeignCode(Recorder):
         recorder._session = session
         recorder.observer.before_write = lambda _: None
         recorder.observer.is_brief = session.seed is None
-        recorder.begin(frame_of_user())
+        recorder.begin(frame_of_user(), session.walk)
         return recorder
 
     def _snapshots(self, site: TracedTensor) -> list[Snapshot]:
         return []  # nobody looks for writes that were not seen
 
     def _on_write(self, event: Event) -> None:
+        if event.operation == "data =" or name_of(event.operation) == "set_":
+            self._session.saw_move()
         if event.operation == "data =" and storage_of(event.args[1]) in self._moved:
             return  # a module moves its tensors
         tensors, home = self.sites[event.key].tensors, storage_of(event.target)
