@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit._frozen import quickly_made
+from torchinit._frozen import made
 from torchinit._text import abbreviate, count, dtype_name
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.statistics import measure
@@ -23,9 +22,7 @@ from torchinit.plans.report import Record, Report, Texts, expected_of
 from torchinit.tracing import holds_no_values
 
 
-@quickly_made
-@dataclass(frozen=True, slots=True)
-class _LastWrite:
+class _LastWrite(NamedTuple):
     """The last write to a tensor, and who wrote before; one by nobody stands for none."""
 
     by: str = ""
@@ -74,13 +71,13 @@ class Provenance:
         if key in self.known:
             last = self._writes.get(key, _NONE)
             line, operation = (last.line, last.operation) if fill is None else ("", "")
-            self._writes[key] = _LastWrite(text, fill, line, operation, self._before(last, text))
+            self._writes[key] = made(_LastWrite, (text, fill, line, operation, self._before(last, text), True))
 
     def observed(self, key: int, text: str, line: str, operation: str) -> None:
         """Note that foreign code has written a parameter, which it may still give a text of its own."""
         if key in self.known:
             over = self._before(self._writes.get(key, _NONE), text)
-            self._writes[key] = _LastWrite(text, None, line, operation, over, is_claimed=False)
+            self._writes[key] = made(_LastWrite, (text, None, line, operation, over, False))
 
     @staticmethod
     def _before(last: _LastWrite, text: str) -> tuple[str, ...]:

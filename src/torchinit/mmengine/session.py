@@ -358,10 +358,10 @@ class _ForeignCode(Recorder):
             self._session.saw_move()
         if event.operation == "data =" and storage_of(event.args[1]) in self._moved:
             return  # a module moves its tensors
-        tensors, home = self.sites[event.key].tensors, storage_of(event.target)
+        tensors, line, what = self.sites[event.key].tensors, line_of_user(), event.what
         for tensor in tensors:  # several where the site is computed from them
-            if len(tensors) == 1 or storage_of(tensor) == home:
-                self._session.saw_write(tensor, line_of_user(), event.what)
+            if len(tensors) == 1 or storage_of(tensor) == storage_of(event.target):
+                self._session.saw_write(tensor, line, what)
 
     def before_run(self, step: Step, parts: Sequence[Shard]) -> None:
         pass  # a recipe that foreign code runs is of no concern before it has written

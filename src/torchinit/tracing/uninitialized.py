@@ -40,6 +40,8 @@ from torchinit.tracing.regions import memory_of, storage_of
 # those through `.data`; nor, after init_weights(), one that writes what is there already. Nothing is watched within
 # other people's dispatch modes, where memory may not be what it seems, unless the caller knows them.
 _KEY: Final = torch._C._dispatch_key_parse("DeferredInit")
+WATCHED: Final = torch._C.DispatchKeySet(_KEY)
+"""What is excluded where allocations are nobody's concern."""
 _BELOW: Final = torch._C._dispatch_keyset_full_after(_KEY)
 
 _STAMPS: Final = {
@@ -194,7 +196,7 @@ class _Watch:
             elif not (tensor._version and _is_between(tensor)):
                 blank[tensor] = before
         # Without whatever would take what is looked at here for the user's.
-        with _disable_current_modes(), torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
+        with _disable_current_modes(), torch._C._ExcludeDispatchKeyGuard(WATCHED):
             for tensor, before in blank.items():
                 _KNOWN[tensor] = _Blank(snapshot(tensor), before)
 
