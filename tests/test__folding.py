@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.plans.test_cost import calls
+from tests.counting import calls
 from torchinit._folding import Column, Row, fold, fold_names, large, rounded_apart, starts_as
 from torchinit._text import plain
 

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import torchinit
 from torchinit.mmengine import BaseModule, functional
 from torchinit.plans.report import Report
-from torchinit.tracing import telling
 
 FUNCTIONS: dict[str, Callable[[nn.Module], None]] = {
     "constant": lambda layer: functional.constant_init(layer, 3, bias=0.25),

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from types import FrameType
 
 import pytest
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-import torchinit
+from tests.counting import calls
 from torchinit import Kaiming, Layer, Leaf, Name, Normal, Ones, Rule, Zeros, fingerprint, initialize, lint, plan
 from torchinit.tracing import uninitialized
 
-ROOT = str(Path(torchinit.__file__).parent)
 BASE = (
     Rule(Layer("Linear") & Leaf("weight"), Kaiming()),
     Rule(Leaf("bias"), Zeros()),
@@ -39,24 +35,6 @@ def model(blocks: int) -> nn.Module:
     whole = nn.Module()
     whole.layers = nn.ModuleList(Block() for _ in range(blocks))
     return whole
-
-
-def calls(job: Callable[[], object]) -> int:
-    """The calls of Python functions within torchinit, and those that these make of functions written in C."""
-    counted = 0
-
-    def watch(frame: FrameType, event: str, _: object) -> None:
-        nonlocal counted
-        path = frame.f_code.co_filename
-        counted += event in ("call", "c_call") and (path.startswith(ROOT) or path == "<string>")
-
-    job()  # what is looked up once a class, or once a process, is known then
-    sys.setprofile(watch)
-    try:
-        job()
-    finally:
-        sys.setprofile(None)
-    return counted
 
 
 # What was counted once FSDP1 was imported, which is then looked for in each module, and 4 % more: who exceeds a number

@@ -1,4 +1,4 @@
-"""Modules: all of a model and what they hold, in torch's order, in a tenth of the time that torch's own way takes."""
+"""Modules: all of a model and what they hold, in torch's order, in half of the time that torch's own way takes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-# ``Module.modules``, ``named_parameters`` and their kin go through a generator for each module that lies above. Here one
-# stack does. They may be overridden, as FSDP does for its names, so where names are asked for the class has its say.
+# ``Module.modules``, ``named_parameters`` and their kin go through a generator for each module that lies above; here
+# there is one list. They may be overridden, as by FSDP: where names are asked for, the class has its say.
 
 
 def modules_of(top: nn.Module) -> list[nn.Module]:

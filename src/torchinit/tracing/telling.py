@@ -15,10 +15,10 @@ from torchinit.tracing.uninitialized import WATCHED
 
 _Result = TypeVar("_Result")
 
-# An operation under two of torch's modes costs more than the draw that it makes, and a write of ours may take five; even
-# to ask a tensor for its shape goes through one. All that an observer keeps of them is the last, so it is told of that
-# one, and torch's modes are off while we write. The numbers in a formula are tensors to torch, whose memory the watch
-# on allocations need not look at.
+# An operation under two of torch's modes costs more than the draw that it makes, and a write of ours may take five;
+# even to ask a tensor for its shape goes through one. All that an observer keeps of them is the last, so it is told of
+# that one, and torch's modes are off while we write. The numbers in a formula are tensors to torch, whose memory the
+# watch on allocations need not look at.
 
 
 def unseen(watchers: Sequence[Observer], code: Callable[..., _Result], *args: Any) -> _Result:
