@@ -96,7 +96,7 @@ class Session:
         self.host: Any = vars(top).get(MARK)
         self._recorder: _ForeignCode | None = None
         self._index: ModuleIndex | None = None
-        self._walked: tuple[list[int], Walk] | None = None
+        self.walked: tuple[list[int], Walk] | None = None
         self._labels: list[str] = []
         self._collects = True
 
@@ -250,9 +250,9 @@ class Session:
     def walk(self) -> Walk:
         """A walk over the tree as it is: the last one if nothing has been put into it, or given other memory, since."""
         parts = part_ids(self.top)
-        if self._walked is None or self._walked[0] != parts:
-            self._walked = parts, Walk.over(self.top)
-        return self._walked[1]
+        if self.walked is None or self.walked[0] != parts:
+            self.walked = parts, Walk.over(self.top)
+        return self.walked[1]
 
     # --- other people's code -------------------------------------------------------------------------------
 
@@ -289,13 +289,9 @@ class Session:
         """Note a write by foreign code."""
         self.provenance.observed(id(tensor), self._labels[-1], line, operation)
 
-    def saw_move(self) -> None:
-        """Note that a tensor has been given other memory."""
-        self._walked = None
-
     def saw_registration(self, value: object) -> None:
         """Note that something has been put into a module."""
-        self._index = self._walked = None
+        self._index = self.walked = None
         if isinstance(value, nn.Parameter) and id(value) not in self.provenance.known:
             self.provenance.add(value)
 
@@ -355,7 +351,7 @@ class _ForeignCode(Recorder):
 
     def _on_write(self, event: Event) -> None:
         if event.operation == "data =" or name_of(event.operation) == "set_":
-            self._session.saw_move()
+            self._session.walked = None  # a tensor gets other memory
         if event.operation == "data =" and storage_of(event.args[1]) in self._moved:
             return  # a module moves its tensors
         tensors, line, what = self.sites[event.key].tensors, line_of_user(), event.what
