@@ -172,11 +172,20 @@ def build(package: str, config: dict[str, Any]) -> Any:
     from mmengine.config import ConfigDict
     from mmengine.registry import DefaultScope
 
-    importlib.import_module(f"{package}.models")
+    import_models(package)
     registry = importlib.import_module(f"{package}.registry").MODELS
     with DefaultScope.overwrite_default_scope(package):
         # A config read from a file lets its keys be attributes, and mmdet asks for them so.
         return registry.build(ConfigDict(copy.deepcopy(config)))
+
+
+def import_models(package: str) -> None:
+    """Import a package's models; mmseg and mmpose ask for modules that their models do not use."""
+    import mmengine.runner  # noqa: F401 - and so transformers, which is to see what is really there
+    import peer_stubs
+
+    with peer_stubs.standing_in("ftfy", "json_tricks", "munkres", "regex", "xtcocotools"):
+        importlib.import_module(f"{package}.models")
 
 
 def builtin_name(problem: Exception) -> str:

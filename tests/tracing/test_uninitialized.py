@@ -411,6 +411,8 @@ LEFTOVERS: dict[str, Tensor] = {
     "in bfloat16": torch.arange(10, dtype=torch.int16).view(torch.bfloat16),
     "all NaN": torch.full((3, 3), torch.nan),
     "all NaN in float16": torch.full((3,), torch.nan, dtype=torch.float16),
+    "one number": torch.full((3, 5), 1e-40),
+    "one number in float64": torch.full((3,), -1e-310, dtype=torch.float64),
     "a part of much": torch.cat([torch.zeros(1 << 20), torch.full((1 << 20,), 1e-40)]),
 }
 
@@ -427,6 +429,11 @@ VALUES: dict[str, Tensor] = {
     "whole": torch.arange(5),
     "truth": torch.tensor([True, False]),
     "complex": torch.ones(3, dtype=torch.complex64),
+    "negative zero": torch.full((3,), -0.0),
+    "one number": torch.full((3, 5), -2.5, dtype=torch.float64),
+    "infinite": torch.full((3,), -math.inf),
+    "one number, turned": torch.ones(3, 5).T,
+    "many of one number": torch.ones(5000),
     "none": torch.zeros(0),
     "meta": torch.empty(3, device="meta"),
     "sparse": torch.eye(3).to_sparse(),

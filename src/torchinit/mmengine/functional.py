@@ -5,7 +5,7 @@ A module without ``weight`` or ``bias``, or with None there, keeps what it has; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final
 
@@ -23,7 +23,8 @@ from torchinit.model.sites import Site
 from torchinit.model.valueless import check_values
 from torchinit.noise import Global
 from torchinit.plans.run import write
-from torchinit.tracing.telling import write_as
+from torchinit.tracing.observer import Observer
+from torchinit.tracing.telling import unseen, watchers_of
 
 NOISE = Global(truncation="inverse_cdf")
 """Torch's generator, drawn from as MMEngine draws."""
@@ -121,11 +122,31 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
 def _init(module: nn.Module, weight: Initializer, bias: Any) -> None:
     for leaf, init in by_attribute(weight, bias).items():
         tensor = getattr(module, leaf, None)
-        if isinstance(tensor, Tensor) and tensor.numel():
-            site = leaf, tuple(tensor.shape), tensor.dtype
-            fill = _resolved(init, *site) if type(init) is Kaiming else init.resolve(Site(*site))
+        if isinstance(tensor, Tensor):
+            watchers = watchers_of(tensor)
+            fill = unseen(watchers, _write_briefly, init, leaf, tensor, watchers)
             if fill is not None:
-                _write(fill, leaf, tensor)
+                write(fill, Shard.whole(leaf, tensor), NOISE)
+
+
+def _write_briefly(init: Initializer, leaf: str, tensor: Tensor, watchers: Sequence[Observer]) -> Fill | None:
+    """Write what can be told of as one operation, and tell; the fill that is left, which others have to see drawn."""
+    if not tensor.numel():
+        return None
+    site = leaf, tuple(tensor.shape), tensor.dtype
+    fill = _resolved(init, *site) if type(init) is Kaiming else init.resolve(Site(*site))
+    if fill is None or type(fill) not in _LAST or tensor.dtype.itemsize == 1:  # which are drawn elsewhere, and copied
+        return fill
+    operation, names = _LAST[type(fill)]
+    if type(fill) is Constant and type(tensor) in (Tensor, nn.Parameter):  # without a shard, as most are
+        check_values(leaf, tensor)
+        with torch.no_grad():
+            tensor.fill_(fill.val)
+    else:
+        write(fill, Shard.whole(leaf, tensor), NOISE)
+    for watcher in watchers:
+        watcher.tell(operation, (tensor, *(getattr(fill, name) for name in names)))
+    return None
 
 
 @lru_cache(maxsize=1024)
@@ -141,23 +162,6 @@ _LAST: Final[dict[type, tuple[torch._ops.OpOverload, tuple[str, ...]]]] = {
     TruncNormal: (torch.ops.aten.clamp_.default, ("low", "high")),
 }
 """The last operation that writing a fill consists of, and those of its numbers that are the arguments."""
-
-
-def _write(fill: Fill, leaf: str, tensor: Tensor) -> None:
-    if type(fill) not in _LAST or tensor.dtype.itemsize == 1:  # which are drawn elsewhere, and copied
-        write(fill, Shard.whole(leaf, tensor), NOISE)
-    elif type(fill) is Constant and type(tensor) in (Tensor, nn.Parameter):  # without a shard, as most are
-        check_values(leaf, tensor)
-        write_as(partial(_set, tensor, fill.val), torch.ops.aten.fill_.Scalar, tensor, fill.val)
-    else:
-        operation, names = _LAST[type(fill)]
-        numbers = (getattr(fill, name) for name in names)
-        write_as(partial(write, fill, Shard.whole(leaf, tensor), NOISE), operation, tensor, *numbers)
-
-
-@torch.no_grad()
-def _set(tensor: Tensor, number: float) -> None:
-    tensor.fill_(number)
 
 
 # --- formulas: MMEngine's arguments, and the initializer of the core that they stand for -----------------------

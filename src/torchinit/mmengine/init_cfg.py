@@ -29,7 +29,8 @@ from torchinit.mmengine.registry import (
     build_from_cfg,
     default_scope,
 )
-from torchinit.mmengine.session import Session, configs_of, current
+from torchinit.mmengine.session import Session, current
+from torchinit.mmengine.tree import configs_of
 from torchinit.model.dtensor import behind
 from torchinit.model.traversal import walk_tensors
 from torchinit.plans.report import Record, Report

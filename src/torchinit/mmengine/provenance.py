@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, MutableMapping, Sequence
 from typing import Any, Final, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit._frozen import quickly_made
+from torchinit._frozen import made
 from torchinit._text import abbreviate, count, dtype_name
 from torchinit.initializers.elementwise import Fill
 from torchinit.initializers.statistics import measure
 from torchinit.mmengine.registry import InitCfgAssertionError
 from torchinit.model.dtensor import behind, local_part
+from torchinit.model.modules import named_tensors, parameters_of
 from torchinit.model.names import normalize, without_wrappers
 from torchinit.model.sites import find_site, sites
 from torchinit.plans.report import Record, Report, Texts, expected_of
 from torchinit.tracing import holds_no_values
 
 
-@quickly_made
-@dataclass(frozen=True, slots=True)
-class _LastWrite:
+class _LastWrite(NamedTuple):
     """The last write to a tensor, and who wrote before; one by nobody stands for none."""
 
     by: str = ""
@@ -52,12 +50,12 @@ class Provenance:
     With ``buffers`` for each buffer, too. ``marks`` answers those who ask in MMEngine's way, parameter by parameter.
     """
 
-    def __init__(self, top: nn.Module, *, buffers: bool = False) -> None:
+    def __init__(self, top: nn.Module, modules: Sequence[nn.Module], *, buffers: bool = False) -> None:
         self.top = top
         self.known: dict[int, Tensor] = {}
         self.marks: dict[nn.Parameter, InitInfoProxy] = {}
         self._buffers = buffers
-        for parameter in top.parameters():
+        for parameter in parameters_of(modules):
             self.add(parameter)
         self.known.update({id(buffer): buffer for buffer in top.buffers()} if buffers else {})
         self._begun = frozenset(self.known)
@@ -73,13 +71,13 @@ class Provenance:
         if key in self.known:
             last = self._writes.get(key, _NONE)
             line, operation = (last.line, last.operation) if fill is None else ("", "")
-            self._writes[key] = _LastWrite(text, fill, line, operation, self._before(last, text))
+            self._writes[key] = made(_LastWrite, (text, fill, line, operation, self._before(last, text), True))
 
     def observed(self, key: int, text: str, line: str, operation: str) -> None:
         """Note that foreign code has written a parameter, which it may still give a text of its own."""
         if key in self.known:
             over = self._before(self._writes.get(key, _NONE), text)
-            self._writes[key] = _LastWrite(text, None, line, operation, over, is_claimed=False)
+            self._writes[key] = made(_LastWrite, (text, None, line, operation, over, False))
 
     @staticmethod
     def _before(last: _LastWrite, text: str) -> tuple[str, ...]:
@@ -126,7 +124,7 @@ class Provenance:
 
     def held(self) -> HeldAtEnd:
         """Look over all that the tree holds by now."""
-        parameters, buffers = list(self.top.named_parameters()), list(self.top.named_buffers())
+        parameters, buffers = named_tensors(self.top)
         unfilled = [
             name
             for name, each in (*parameters, *buffers)
@@ -212,6 +210,8 @@ class InitInfoProxy(MutableMapping[str, Any]):
 
     It compares ``tmp_mean_value`` with the mean as it is, and sets ``init_info`` where they differ.
     """
+
+    __slots__ = ("_parameter", "_provenance")
 
     def __init__(self, provenance: Provenance, parameter: nn.Parameter) -> None:
         self._provenance = provenance

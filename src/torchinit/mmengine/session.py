@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -31,9 +30,11 @@ from torchinit.knowledge.role_rules import with_roles
 from torchinit.mmengine.log import dump, log
 from torchinit.mmengine.provenance import HeldAtEnd, Provenance
 from torchinit.mmengine.skipping import Kept
-from torchinit.mmengine.tree import ModuleIndex, Spot, explain_unused_layers
+from torchinit.mmengine.tree import ModuleIndex, Spot, configs_of, explain_unused_layers
+from torchinit.model.modules import modules_of, part_ids
 from torchinit.model.shards import Shard
 from torchinit.model.sites import with_weights
+from torchinit.model.traversal import Walk
 from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.observers import noise_in_use, observing_runs, run_observers, unobserved
@@ -46,6 +47,7 @@ from torchinit.rules.matching import asks_for_attention, asks_for_exits, asks_fo
 from torchinit.rules.rule import Rule
 from torchinit.tracing import Event, line_of_user
 from torchinit.tracing.locks import Snapshot
+from torchinit.tracing.observer import name_of
 from torchinit.tracing.recorder import Recorder, TracedTensor
 from torchinit.tracing.regions import storage_of
 from torchinit.tracing.seeded import Seeded, working_on
@@ -86,14 +88,16 @@ class Session:
         self.progress: Progress | None = progress
         # Seen from here on, by everybody, until the session ends.
         self.wholes: WholeTensors | None = WholeTensors(top, exchange) if seed is not None and is_spread(top) else None
-        self.provenance: Provenance = Provenance(top, buffers=buffers)
-        self.kept: Kept = Kept(top)
+        self._modules = modules_of(top)
+        self.provenance: Provenance = Provenance(top, self._modules, buffers=buffers)
+        self.kept: Kept = Kept(top, self._modules)
         self.warned: dict[str, None] = {}
         self.loads: list[LoadReport] = []
         # Where the tree is part of one that MMEngine itself initializes, the marks and the log are MMEngine's.
         self.host: Any = vars(top).get(MARK)
         self._recorder: _ForeignCode | None = None
         self._index: ModuleIndex | None = None
+        self.walked: tuple[list[int], Walk] | None = None
         self._labels: list[str] = []
         self._collects = True
 
@@ -123,7 +127,7 @@ class Session:
     def opened(self) -> Iterator[Session]:
         """Let the modules of the tree be known as this session's; nothing is left on them."""
         token = _OPEN.set((*_OPEN.get(), self))
-        marked = list(self.top.modules()) if self.host is None else []
+        marked = self._modules if self.host is None else []
         try:
             self.check_memory()
             for module in marked:
@@ -162,8 +166,8 @@ class Session:
 
         In rules names are counted from the module, in the report from the one ``above``. A tensor that its module
         computes is drawn and lost, as in MMEngine, unless ``through``: then what it is computed from gets the values.
-        Without ``records`` the report says nothing of the sites that were written.
-        Raises PlanError with what is wrong, in a strict session also for a rule that matches nothing.
+        Without ``records`` the report says nothing of the sites that were written. Raises PlanError with what is
+        wrong, in a strict session also for a rule that matches nothing.
         """
         with unobserved(watched=bool(self._labels)):
             index = self._current_index(module)
@@ -241,9 +245,16 @@ class Session:
     def _current_index(self, module: nn.Module) -> ModuleIndex:
         """Return the index that a module is in, a new one where other tensors are in place by now."""
         if self._index is None or not self._index.is_current(module):
-            index = ModuleIndex(self.top)
-            self._index = index if module in index else ModuleIndex(module)
+            index = ModuleIndex(self.top, self.walk())
+            self._index = index if module in index else ModuleIndex(module, Walk.over(module))
         return self._index
+
+    def walk(self) -> Walk:
+        """A walk over the tree as it is: the last one if nothing has been put into it, or given other memory, since."""
+        parts = part_ids(self.top)
+        if self.walked is None or self.walked[0] != parts:
+            self.walked = parts, Walk.over(self.top)
+        return self.walked[1]
 
     # --- other people's code -------------------------------------------------------------------------------
 
@@ -282,7 +293,7 @@ class Session:
 
     def saw_registration(self, value: object) -> None:
         """Note that something has been put into a module."""
-        self._index = None
+        self._index = self.walked = None
         if isinstance(value, nn.Parameter) and id(value) not in self.provenance.known:
             self.provenance.add(value)
 
@@ -290,7 +301,7 @@ class Session:
 
     def warn(self, *texts: str) -> None:
         """Log warnings, each once."""
-        for text in dict.fromkeys(texts):
+        for text in texts:
             if text not in self.warned:
                 self.warned[text] = None
                 log(logging.WARNING, "%s", text)
@@ -309,10 +320,9 @@ class Session:
         unstamp(tensor for _, tensor in (*held.parameters, *held.buffers))
         if self.host is None:
             dump((name, p, self.provenance.info(p)) for name, p in held.parameters)
-            return held
         # MMEngine finds out who wrote by the mean, which is entered with it.
         for parameter, text in self.provenance.written():
-            if parameter in self.host:
+            if parameter in (self.host or ()):
                 self.host[parameter].update(init_info=text, tmp_mean_value=parameter.data.mean().cpu())
         return held
 
@@ -334,19 +344,21 @@ class _ForeignCode(Recorder):
         recorder._session = session
         recorder.observer.before_write = lambda _: None
         recorder.observer.is_brief = session.seed is None
-        recorder.begin(frame_of_user())
+        recorder.begin(frame_of_user(), session.walk)
         return recorder
 
     def _snapshots(self, site: TracedTensor) -> list[Snapshot]:
         return []  # nobody looks for writes that were not seen
 
     def _on_write(self, event: Event) -> None:
+        if event.operation == "data =" or name_of(event.operation) == "set_":
+            self._session.walked = None  # a tensor gets other memory
         if event.operation == "data =" and storage_of(event.args[1]) in self._moved:
             return  # a module moves its tensors
-        tensors, home = self.sites[event.key].tensors, storage_of(event.target)
+        tensors, line, what = self.sites[event.key].tensors, line_of_user(), event.what
         for tensor in tensors:  # several where the site is computed from them
-            if len(tensors) == 1 or storage_of(tensor) == home:
-                self._session.saw_write(tensor, line_of_user(), event.what)
+            if len(tensors) == 1 or storage_of(tensor) == storage_of(event.target):
+                self._session.saw_write(tensor, line, what)
 
     def before_run(self, step: Step, parts: Sequence[Shard]) -> None:
         pass  # a recipe that foreign code runs is of no concern before it has written
@@ -374,16 +386,6 @@ def current(module: nn.Module) -> Session | None:
     return next((each for each in sessions if each.provenance.marks is marks or each.host is marks), None)
 
 
-def configs_of(top: nn.Module, init_cfg: Any = None) -> dict[str, str]:
-    """What ranks compare of an ``init_cfg`` for a tree, or else of its modules' own, by what it is of."""
-    configs = {"the init_cfg": init_cfg}
-    if init_cfg is None:
-        every = ((name, getattr(each, "init_cfg", None)) for name, each in top.named_modules())
-        configs = {f"init_cfg of {name or 'the model'}": config for name, config in every if config}
-    # Where an object lies in memory is not compared.
-    return {name: re.sub(r" at 0x[0-9a-f]+", "", repr(config)) for name, config in configs.items()}
-
-
 @contextmanager
 def session_of(top: nn.Module, seed: int | None, **options: Any) -> Iterator[tuple[Session, bool]]:
     """The session that a module is part of, or a new one with these options; and whether it is new."""
@@ -391,9 +393,8 @@ def session_of(top: nn.Module, seed: int | None, **options: Any) -> Iterator[tup
     if session is not None:
         yield session, False
         return
-    # Whoever brings an exchange has compared all that ranks are told.
-    own, told = "exchange" not in options, partial(configs_of, top)
-    with check_start(top, seed, "init_weights", told) if own else nullcontext():
+    is_compared = "exchange" in options  # whoever brings one has compared all that ranks are told
+    with nullcontext() if is_compared else check_start(top, seed, "init_weights", partial(configs_of, top)):
         session = Session(top, seed, **options)
         with session.wholes or nullcontext(), session.opened():
             yield session, True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -25,16 +25,17 @@ class Kept:
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> net.skip_init = "1"
-    >>> [Kept(net).holds(layer) for layer in net]
+    >>> [Kept(net, [*net.modules()]).holds(layer) for layer in net]
     [False, True]
     """
 
-    def __init__(self, top: nn.Module) -> None:
+    def __init__(self, top: nn.Module, modules: Sequence[nn.Module]) -> None:
         self.top = top
         self.why: dict[int, str] = {}
         """By the id of a tensor."""
-        for module in top.modules():
-            skip: Any = vars(module).get(SKIP_INIT, getattr(type(module), SKIP_INIT, None))
+        skips: dict[type, Any] = {cls: getattr(cls, SKIP_INIT, None) for cls in {*map(type, modules)}}
+        for module in modules:
+            skip = vars(module).get(SKIP_INIT, skips[type(module)])
             if skip is not None and skip is not False:
                 why = f"kept: {SKIP_INIT} of {type(module).__name__}"
                 self.why |= {id(tensor): why for tensor in _named_by(module, skip)}

@@ -19,7 +19,8 @@ from torchinit.errors import ConfigError
 from torchinit.mmengine.base_module import BaseModule, InitCfg, initialize_child, unreached, unwrapped
 from torchinit.mmengine.init_cfg import carry_out
 from torchinit.mmengine.provenance import HeldAtEnd
-from torchinit.mmengine.session import Session, configs_of, session_of
+from torchinit.mmengine.session import Session, session_of
+from torchinit.mmengine.tree import configs_of
 from torchinit.model.sites import sites
 from torchinit.noise import Keyed, Noise
 from torchinit.noise.keyed import noise_of

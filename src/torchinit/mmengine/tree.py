@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from torchinit._collector import collector_paused
-from torchinit._frozen import changed, quickly_made
+from torchinit._frozen import changed, made
 from torchinit._text import count, did_you_mean
 from torchinit.mmengine.biases import LEAVES
 from torchinit.model.dtensor import behind, blank_shards, shards_of
 from torchinit.model.parametrizations import Parametrized, parametrized
 from torchinit.model.shards import Shard
-from torchinit.model.sites import LayerClass, Site, group_sites, layer_class
-from torchinit.model.traversal import ModulePath, walk_modules, walk_tensors
+from torchinit.model.sites import KnownSites, LayerClass, Site, known_sites, layer_class
+from torchinit.model.traversal import HeldTensor, Walk
 from torchinit.rules.rule import Rule
 from torchinit.rules.selectors import Layer, Leaf
 
 
-@quickly_made
-@dataclass(frozen=True, slots=True)
-class Spot:
+class Spot(NamedTuple):
     """A tensor where a module holds it.
 
     ``site`` describes it as seen from there, under its name in the whole tree. ``key`` is the same for
-    all spots of one tensor, and ``first`` the name of the first of them. One that ``is_temporary`` is made
-    anew at each look, so that nothing written to it is kept.
+    all spots of one tensor, and ``first`` the name of the first of them; those whose ``kind`` is the same differ in
+    name and place alone. One that ``is_temporary`` is made anew at each look, so that nothing written to it is kept.
     """
 
     site: Site
@@ -41,6 +39,7 @@ class Spot:
     turn: int
     key: int
     first: str
+    kind: int = 0
     computed: Parametrized | None = None
     is_temporary: bool = False
 
@@ -68,22 +67,22 @@ class ModuleIndex:
     """
 
     @collector_paused()
-    def __init__(self, top: nn.Module) -> None:
+    def __init__(self, top: nn.Module, walk: Walk) -> None:
         self.top = top
         self.modules: list[nn.Module] = []
         self.names: list[str] = []
         self._sizes: dict[int, int] = {}
         self._turns: dict[int, int] = {}
-        self._grouped: dict[tuple[int, bool], tuple[tuple[Site, ...], Mapping[str, list[Spot]]]] = {}
-        places = walk_modules(top)
-        for place in places:
+        self._grouped: dict[tuple[int, bool], tuple[KnownSites, dict[str, list[Spot]]]] = {}
+        for place in walk.places:
             if place.turn == len(self.modules):  # else it is a child that its parent has under another name, too
                 self._turns.setdefault(id(place.module), place.turn)
-                below = {id(child) for child in place.module._modules.values() if child is not None}
+                children = place.module._modules
+                below = {id(child) for child in children.values() if child is not None} if children else ()
                 self._sizes[id(place.module)] = 1 + sum(self._sizes[key] for key in below)
                 self.modules.append(place.module)
                 self.names.append(place.name)
-        self.spots: list[Spot] = sorted(self._spots(places), key=attrgetter("turn"))
+        self.spots: list[Spot] = sorted(_spots(walk.held), key=attrgetter("turn"))
         self._spot_turns = [spot.turn for spot in self.spots]
         self.keys: dict[int, int] = {
             id(parameter): id(parameter)
@@ -92,19 +91,6 @@ class ModuleIndex:
             if parameter is not None
         }
         self.keys |= {id(spot.tensor): spot.key for spot in self.spots if spot.computed is None}
-
-    def _spots(self, places: Sequence[ModulePath]) -> Iterator[Spot]:
-        for site, group in group_sites(walk_tensors(self.top, places)):
-            seen: set[tuple[int, str]] = set()
-            for view, holder in zip(site.views, group, strict=True):
-                place = holder.place
-                # A child that its parent holds under two names is visited once.
-                if (place.turn, holder.leaf) not in seen:
-                    seen.add((place.turn, holder.leaf))
-                    # MMEngine sees a parametrized module by the class that it has now.
-                    here = changed(view, owner=_class_of(place.module)) if _is_parametrized(place.module) else view
-                    key, first = id(group[0].tensor), group[0].name
-                    yield Spot(here, holder.tensor, place.module, place.turn, key, first, holder.computed_as)
 
     def __contains__(self, module: nn.Module) -> bool:
         return id(module) in self._turns
@@ -129,9 +115,7 @@ class ModuleIndex:
         turns = self.turns(module)
         return self.spots[bisect_left(self._spot_turns, turns.start) : bisect_left(self._spot_turns, turns.stop)]
 
-    def grouped(
-        self, module: nn.Module, rules: Sequence[Rule] | None
-    ) -> tuple[tuple[Site, ...], Mapping[str, list[Spot]]]:
+    def grouped(self, module: nn.Module, rules: Sequence[Rule] | None) -> tuple[Sequence[Site], dict[str, list[Spot]]]:
         """The sites below a module, under names that begin there, and the spots of each; with ``rules`` MMEngine's."""
         loose = [] if rules is None else list(self._loose(module, rules))
         key = id(module), rules is None  # entries of one init_cfg mostly see the same
@@ -140,7 +124,9 @@ class ModuleIndex:
             groups: dict[int, list[Spot]] = {}
             for spot in spots:
                 groups.setdefault(spot.key, []).append(spot)
-            sites = tuple(_site(group, self.prefix(module)) for group in groups.values())
+            prefix = self.prefix(module)
+            kinds = () if loose else [group[0].kind for group in groups.values()]
+            sites = KnownSites.of((_site(group, prefix) for group in groups.values()), kinds)
             grouped = sites, {site.name: group for site, group in zip(sites, groups.values(), strict=True)}
             if loose:
                 return grouped
@@ -162,15 +148,20 @@ class ModuleIndex:
         if not loose:
             return spots
         ordered = sorted([*spots, *loose], key=lambda spot: spot.turn)
-        return [changed(spot, site=changed(spot.site, position=n)) for n, spot in enumerate(ordered)]
+        return [spot._replace(site=changed(spot.site, position=n)) for n, spot in enumerate(ordered)]
 
     def _loose(self, module: nn.Module, rules: Sequence[Rule]) -> Iterator[Spot]:
         """Tensors that are attributes, and neither parameters nor buffers under that name."""
         prefix = self.prefix(module)
+        of_class: dict[type, list[str]] = {}
         for turn in self.turns(module):
             owner = self.modules[turn]
+            own, cls = vars(owner), type(owner)
+            computed = of_class.get(cls)
+            if computed is None:
+                computed = of_class[cls] = [leaf for leaf in LEAVES if hasattr(cls, leaf)]
             for leaf in LEAVES:
-                if leaf not in vars(owner) and not hasattr(type(owner), leaf):
+                if leaf not in own and leaf not in computed:
                     continue
                 site = Site(f"{self.names[turn]}.{leaf}".lstrip("."), (), owner=_class_of(owner), kind="buffer")
                 as_seen = changed(site, name=site.name.removeprefix(prefix))
@@ -180,6 +171,31 @@ class ModuleIndex:
                     site = changed(site, shape=tuple(tensor.shape), dtype=tensor.dtype)
                     is_temporary = hasattr(type(owner), leaf) and id(tensor) not in self.keys
                     yield Spot(site, tensor, owner, turn, key, first, is_temporary=is_temporary)
+
+
+def _spots(held: Sequence[HeldTensor]) -> Iterator[Spot]:
+    """The spots of what modules hold, tensor by tensor."""
+    groups: dict[object, list[HeldTensor]] = {}
+    for holder in held:
+        groups.setdefault(holder.key, []).append(holder)
+    known = known_sites(held)
+    for site, kind, group in zip(known, known.kinds, groups.values(), strict=True):
+        key, first = id(group[0].tensor), group[0].name
+        for view, holder in _visits(site, group):
+            _, (_, module, _, turn, _, _), _, tensor, _, computed, _, _ = holder
+            # MMEngine sees a parametrized module by the class that it has now.
+            here = changed(view, owner=_class_of(module)) if _is_parametrized(module) else view
+            yield made(Spot, (here, tensor, module, turn, key, first, kind, computed, False))
+
+
+def _visits(site: Site, group: Sequence[HeldTensor]) -> Iterable[tuple[Site, HeldTensor]]:
+    """A site as each module that holds it sees it; a child that its parent holds under two names is visited once."""
+    if len(group) == 1:
+        return ((site, group[0]),)
+    seen: dict[tuple[int, str], tuple[Site, HeldTensor]] = {}
+    for view, holder in zip(site.views, group, strict=True):
+        seen.setdefault((holder.place.turn, holder.leaf), (view, holder))
+    return seen.values()
 
 
 def _is_parametrized(module: nn.Module) -> bool:
@@ -273,3 +289,13 @@ def _is_of_a_class(name: str) -> bool:
             return True
         classes += cls.__subclasses__()
     return False
+
+
+def configs_of(top: nn.Module, init_cfg: Any = None) -> dict[str, str]:
+    """What ranks compare of an ``init_cfg`` for a tree, or else of its modules' own, by what it is of."""
+    configs = {"the init_cfg": init_cfg}
+    if init_cfg is None:
+        every = ((name, getattr(each, "init_cfg", None)) for name, each in top.named_modules())
+        configs = {f"init_cfg of {name or 'the model'}": config for name, config in every if config}
+    # Where an object lies in memory is not compared.
+    return {name: re.sub(r" at 0x[0-9a-f]+", "", repr(config)) for name, config in configs.items()}

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from torchinit.model.modules import modules_of
 from torchinit.model.parametrizations import bare_class
 
 Place: TypeAlias = tuple[int, int]
@@ -180,7 +181,7 @@ _LISTS: Final = (nn.ModuleList, nn.Sequential)
 
 def _has_matrices(module: nn.Module, least: int) -> bool:
     """Whether a module holds so many weights of two dimensions or more."""
-    for each in module.modules():
+    for each in modules_of(module):
         matrices = sum(_is_matrix(parameter) for parameter in each._parameters.values())
         least -= min(matrices, 1) if isinstance(each, ParametrizationList) else matrices
         if least <= 0:
@@ -196,7 +197,7 @@ def _widths(module: nn.Module) -> set[int]:
     """The widths of what a module's norms, or if it has none its matrices, take."""
     return _norm_widths(module) or {
         size
-        for each in module.modules()
+        for each in modules_of(module)
         for parameter in each._parameters.values()
         if parameter is not None and not is_lazy(parameter) and parameter.dim() > 1
         for size in parameter.shape[:2]
@@ -206,7 +207,7 @@ def _widths(module: nn.Module) -> set[int]:
 def _norm_widths(module: nn.Module) -> set[int]:
     return {
         parameter.numel()
-        for each in module.modules()
+        for each in modules_of(module)
         if "norm" in type(each).__name__.lower()
         for parameter in each._parameters.values()
         if parameter is not None and not is_lazy(parameter) and parameter.dim() == 1 and parameter.numel() > 1

@@ -122,6 +122,19 @@ class HeldTensor(NamedTuple):
         return self.computed_as.sources if self.computed_as else (self.tensor,)
 
 
+class Walk(NamedTuple):
+    """One walk over a model: where its modules stand, and what they hold."""
+
+    places: list[ModulePath]
+    held: list[HeldTensor]
+
+    @classmethod
+    def over(cls, model: nn.Module) -> Walk:
+        """Walk over a model."""
+        places = walk_modules(model)
+        return cls(places, walk_tensors(model, places))
+
+
 @collector_paused()
 def walk_tensors(model: nn.Module, places: Sequence[ModulePath] | None = None) -> list[HeldTensor]:
     """Every tensor of a model, once for each of its names, in the order of ``Module.apply``.

@@ -171,7 +171,7 @@ class _Run:
     def measure(self, size: int, seed: int) -> _Measured:
         with seeded_generators(seed):
             model, optimizer = self._made(size, seed)
-            self.together = Together(model)
+            self.together = Together(model, "torchinit.coord_check")
             with probing_mode(model):
                 # Made for the first of all models, and then the same for the others.
                 self.inputs = self.inputs or inputs_of(model, self.batch, 0, self.limit, self.together)

@@ -78,10 +78,10 @@ class Together:
     These are the ranks that hold parts of its DTensors, and those of a DistributedDataParallel; alone it is one's own.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, doing: str = "torchinit.probe") -> None:
         is_replica = isinstance(model, nn.parallel.DistributedDataParallel)
         group: Any = model.process_group if is_replica else None
-        self._spread: Spread | None = over_group(group) if is_replica else over_model(model)
+        self._spread: Spread | None = over_group(group, doing) if is_replica else over_model(model, doing)
 
     def largest(self, mine: float) -> float:
         """The largest of what the ranks say; of yes and no yes, if one of them says so."""

@@ -114,7 +114,7 @@ def lsuv(
     weights, biases = _drawn(model)
     if not weights:
         raise ProbeError(f"{type(model).__name__} has no trained matrix, so lsuv has nothing to scale")
-    end, together = time.monotonic() + limit, Together(model)
+    end, together = time.monotonic() + limit, Together(model, "torchinit.lsuv")
     parameters = {normalize(name): each for name, each in model.named_parameters(remove_duplicate=False)}
     gains = dict.fromkeys(weights, 1.0)
     written = [parameters[name] for name in (*weights, *biases)]

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
 from types import FrameType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
+from torchinit._frozen import made
 from torchinit._text import count, shape_text, short_repr
 from torchinit.model.sandbox import OperationMode
 from torchinit.tracing.regions import MemoryIndex
@@ -42,33 +42,43 @@ class FunctionMode(TorchFunctionMode):
         return self.execute(func, args, kwargs or {})
 
 
-@lru_cache(maxsize=4096)
+class _OperationFacts(NamedTuple):
+    """The name of an operation, and the arguments that it writes and that it reads: position, name, default."""
+
+    func: torch._ops.OpOverload
+    name: str
+    written: tuple[tuple[int, str, Any], ...]
+    read: tuple[tuple[int, str, Any], ...]
+
+    @classmethod
+    def of(cls, func: torch._ops.OpOverload) -> _OperationFacts:
+        slots: dict[bool, list[tuple[int, str, Any]]] = {True: [], False: []}
+        for at, argument in enumerate(func._schema.arguments):
+            is_written = argument.alias_info is not None and argument.alias_info.is_write
+            slots[is_written].append((at, argument.name, argument.default_value))
+        return cls(func, func.overloadpacket.__name__, tuple(slots[True]), tuple(slots[False]))
+
+
+_KNOWN: dict[int, _OperationFacts] = {}
+"""By the id of the operation, which is kept so that its id is not given to another: to hash one takes longer."""
+
+
+def _facts_of(func: torch._ops.OpOverload) -> _OperationFacts:
+    known = _KNOWN.get(id(func))
+    if known is None:
+        known = _KNOWN[id(func)] = _OperationFacts.of(func)
+    return known
+
+
 def name_of(func: Operation) -> str:
     """The name of an operation, or the word that stands for one."""
-    return func if isinstance(func, str) else func.overloadpacket.__name__
-
-
-@lru_cache(maxsize=4096)
-def _slots(func: torch._ops.OpOverload, *, written: bool) -> tuple[tuple[int, str, Any], ...]:
-    """The arguments that an operation writes, or those that it reads: position, name, default."""
-    return tuple(
-        (at, argument.name, argument.default_value)
-        for at, argument in enumerate(func._schema.arguments)
-        if (argument.alias_info is not None and argument.alias_info.is_write) == written
-    )
-
-
-_WRITTEN: dict[int, tuple[torch._ops.OpOverload, tuple[tuple[int, str, Any], ...]]] = {}
-"""By the id of the operation, which is kept so that its id is not given to another: to hash one takes longer."""
+    return func if isinstance(func, str) else _facts_of(func).name
 
 
 def written_by(func: torch._ops.OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> list[Tensor]:
     """The tensors that a call of an operation writes."""
-    known = _WRITTEN.get(id(func))
-    if known is None:
-        known = _WRITTEN[id(func)] = func, _slots(func, written=True)
     found: list[Tensor] = []
-    for at, name, _ in known[1]:
+    for at, name, _ in _facts_of(func).written:
         value = args[at] if at < len(args) else kwargs.get(name)
         values = value if isinstance(value, (list, tuple)) else (value,)
         found += [item for item in values if isinstance(item, Tensor)]
@@ -79,7 +89,7 @@ def arguments_of(func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
     """The arguments of an operation besides the tensors that it writes, defaults included."""
     if isinstance(func, str):
         return {"": args[1]} if func == "data =" else dict(kwargs)
-    slots = _slots(func, written=False)
+    slots = _facts_of(func).read
     return {name: args[at] if at < len(args) else kwargs.get(name, default) for at, name, default in slots}
 
 
@@ -197,7 +207,7 @@ class Observer:
     def tell(self, func: torch._ops.OpOverload, args: Sequence[Any]) -> None:
         """Report a write to the first argument that was made unseen."""
         for key in self.index.find(args[0]):
-            self.on_write(Event(key, func, args[0], args, {}))
+            self.on_write(made(Event, (key, func, args[0], args, {})))
 
     def _operation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Do one operation, and report what it wrote."""

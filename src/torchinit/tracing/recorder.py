@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from types import FrameType
@@ -15,9 +15,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torchinit.model.names import normalize
+from torchinit._collector import collector_paused
+from torchinit.model.modules import part_ids
+from torchinit.model.names import is_bare, normalize
 from torchinit.model.shards import Shard
-from torchinit.model.traversal import HeldTensor, Kind, walk_tensors
+from torchinit.model.traversal import HeldTensor, Kind, Walk, walk_tensors
 from torchinit.plans.observers import observing_runs
 from torchinit.plans.plan import Step
 from torchinit.tracing.locks import Snapshot, is_locked, refusal, snapshot
@@ -84,17 +86,25 @@ class Recorder:
             self.index, self._on_write, self._on_registration, before_write=self._before_write, on_copy=self._on_copy
         )
 
-    def begin(self, caller: FrameType | None) -> None:
-        """Learn the model's sites and modules; the search for what is being initialized ends at the caller's frame."""
+    @collector_paused()
+    def begin(self, caller: FrameType | None, walk: Callable[[], Walk] | None = None) -> None:
+        """Learn the model's sites and modules; the search for what is being initialized ends at the caller's frame.
+
+        ``walk`` gives one over the model as it is.
+        """
         self.until = 0 if caller is None else id(caller)
         with _disable_current_modes(), torch.no_grad():
-            for site, aliases in _traced(self.model):
+            places, held = walk() if walk else Walk.over(self.model)
+            for site, aliases in _traced(held):
                 self.observe(site, aliases)
-            self._learn(self.model, "")
+            names = {id(place.module): place.name for place in reversed(places)}  # the first of several
+            are_bare = is_bare(".\n".join([*names.values(), ""]))
+            self.modules = names if are_bare else {key: _bare(name) for key, name in names.items()}
+            self._kept = [place.module for place in places]  # so that no id is given to another
 
     def __enter__(self) -> Trace:
         self.begin(frame_of_user())
-        self._names_before, self._parts_before = set(self._keys), _part_ids(self.model)
+        self._names_before, self._parts_before = set(self._keys), part_ids(self.model)
         self._name_sites()
         self._open = ExitStack()
         self._open.callback(register_module_forward_hook(self._on_forward).remove)
@@ -128,7 +138,8 @@ class Recorder:
         key = self._keys.setdefault(site.name, len(self.sites))
         if key == len(self.sites):
             self.sites.append(site)
-        self.trace.aliases.update(dict.fromkeys(aliases, site.name))
+        if aliases:
+            self.trace.aliases.update(dict.fromkeys(aliases, site.name))
         for tensor in site.tensors:
             self.index.add(key, tensor)
         site.snapshots = self._snapshots(site)
@@ -140,8 +151,8 @@ class Recorder:
         """Learn the names of a module and of all below it."""
         for below, child in module.named_modules():
             if id(child) not in self.modules:
-                self._kept.append(child)  # so that its id is not given to another
-                self.modules[id(child)] = normalize(f"{name}.{below}".strip(".") + ".x")[: -len(".x")]
+                self._kept.append(child)
+                self.modules[id(child)] = _bare(f"{name}.{below}".strip("."))
 
     # --- while code runs -----------------------------------------------------------------------------------
 
@@ -220,7 +231,7 @@ class Recorder:
         with _disable_current_modes():
             if isinstance(value, nn.Module):
                 self._learn(value, path)
-                for site, aliases in _traced(value, path):
+                for site, aliases in _traced(walk_tensors(value), path):
                     self._replace(site, aliases)
             elif isinstance(value, Tensor):
                 kind: Kind = "parameter" if isinstance(value, nn.Parameter) else "buffer"
@@ -291,11 +302,11 @@ class Recorder:
 
     def _look_again(self) -> None:
         """Find what no observer saw: values, memory or tensors that are others than they were."""
-        if _part_ids(self.model) == self._parts_before:
+        if part_ids(self.model) == self._parts_before:
             for site in self.sites:
                 self._compare(site)
             return
-        now = {name: site for site, aliases in _traced(self.model) for name in (site.name, *aliases)}
+        now = {name: site for site, aliases in _traced(walk_tensors(self.model)) for name in (site.name, *aliases)}
         self.trace.removed = tuple(name for name in self._keys if name not in now)
         for key, site in enumerate(self.sites):
             current = now.get(site.name)
@@ -316,24 +327,19 @@ class Recorder:
             self._add(site, Write(site.name, UNSEEN))
 
 
-def _traced(model: nn.Module, prefix: str = "") -> Iterator[tuple[TracedTensor, tuple[str, ...]]]:
+def _bare(name: str) -> str:
+    """The name of a module without wrappers."""
+    return normalize(f"{name}.x")[: -len(".x")] if name else ""
+
+
+def _traced(held: Iterable[HeldTensor], prefix: str = "") -> Iterator[tuple[TracedTensor, tuple[str, ...]]]:
     """The sites of a model with the tensors behind them, and their other names."""
     groups: dict[object, list[HeldTensor]] = {}
-    for holder in walk_tensors(model):
+    for holder in held:
         groups.setdefault(holder.key, []).append(holder)
     for first, *others in groups.values():
         name, *aliases = [normalize(f"{prefix}.{each.name}") if prefix else each.name for each in (first, *others)]
         yield TracedTensor(name, first.kind, list(first.sources)), tuple(aliases)
-
-
-def _part_ids(model: nn.Module) -> list[int]:
-    """Which tensors and modules a model consists of: if it is the same later, nothing was put into it."""
-    return [
-        id(item)
-        for module in model.modules()
-        for items in (module._parameters, module._buffers, module._modules)
-        for item in items.values()
-    ]
 
 
 def _described(step: Step) -> tuple[str, str]:

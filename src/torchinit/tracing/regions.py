@@ -56,7 +56,8 @@ class MemoryIndex:
 
     def add(self, key: int, tensor: Tensor) -> None:
         """Watch a tensor under a key; a second call with the same tensor follows it to new memory."""
-        self.drop(tensor)
+        if id(tensor) in self._tensors:
+            self.drop(tensor)
         self._tensors[id(tensor)] = (key, tensor)  # which is kept so that its id is not given to another one
         memory = memory_of(tensor)
         if memory is not None:

@@ -147,7 +147,14 @@ def frame_of_caller() -> FrameType | None:
 
 def frame_of_user() -> FrameType | None:
     """The first frame of code that is neither torch's nor torchinit's."""
-    return next((frame for frame in _frames() if _look_up(frame.f_code).is_users), None)
+    frame: FrameType | None = sys._getframe(1)  # no generator, since this is asked at each write
+    while frame is not None:
+        code = frame.f_code
+        known = _KNOWN.get(id(code))
+        if (known[1] if known else _look_up(code)).is_users:
+            return frame
+        frame = frame.f_back
+    return None
 
 
 def line_of_user() -> str:

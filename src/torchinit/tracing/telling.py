@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,29 +11,34 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from torchinit.model.sandbox import OperationMode
 from torchinit.tracing.observer import Observer
+from torchinit.tracing.uninitialized import WATCHED
 
-# An operation under two of torch's modes costs more than the draw that it makes, and a write of ours may take five. All
-# that an observer keeps of them is the last, so it is told of that one, and torch's modes are off while we write.
+_Result = TypeVar("_Result")
+
+# An operation under two of torch's modes costs more than the draw that it makes, and a write of ours may take five;
+# even to ask a tensor for its shape goes through one. All that an observer keeps of them is the last, so it is told of
+# that one, and torch's modes are off while we write. The numbers in a formula are tensors to torch, whose memory the
+# watch on allocations need not look at.
 
 
-def write_as(write: Callable[[], None], operation: torch._ops.OpOverload, *args: Any) -> None:
-    """Make a write, of which ``operation`` with ``args``, the written tensor first, is all that is to be known.
+def unseen(watchers: Sequence[Observer], code: Callable[..., _Result], *args: Any) -> _Result:
+    """Run code of ours past the modes of those who watch, whom it tells of what it writes; as it is if there are none.
 
-    Where anybody watches who wants to see more, or whom we do not know, the write is seen as it is.
+    Then whoever else watches sees each of its operations.
     """
-    watchers = _watchers() if type(args[0]) in (Tensor, nn.Parameter) else None
     if not watchers:
-        write()
-        return
-    with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
-        write()
-        for watcher in watchers:
-            watcher.tell(operation, args)
+        return code(*args)
+    with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction(), torch._C._ExcludeDispatchKeyGuard(WATCHED):
+        return code(*args)
 
 
-def _watchers() -> Sequence[Observer] | None:
-    """Those whose modes are in place; None if there are others, or some who have to see each operation."""
+def watchers_of(tensor: Tensor) -> Sequence[Observer]:
+    """Those whose modes are in place, and may be told of a write; none if some want to see more, or are not known."""
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return ()
     modes = _get_current_dispatch_mode_stack()
+    if not modes:
+        return ()
     owners = [getattr(mode.carry_out, "__self__", None) for mode in modes if type(mode) is OperationMode]
     known = [each for each in owners if isinstance(each, Observer) and each.is_brief]
-    return known if len(known) == len(modes) == torch._C._len_torch_function_stack() else None
+    return known if len(known) == len(modes) == torch._C._len_torch_function_stack() else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,6 +40,8 @@ from torchinit.tracing.regions import memory_of, storage_of
 # those through `.data`; nor, after init_weights(), one that writes what is there already. Nothing is watched within
 # other people's dispatch modes, where memory may not be what it seems, unless the caller knows them.
 _KEY: Final = torch._C._dispatch_key_parse("DeferredInit")
+WATCHED: Final = torch._C.DispatchKeySet(_KEY)
+"""What is excluded where allocations are nobody's concern."""
 _BELOW: Final = torch._C._dispatch_keyset_full_after(_KEY)
 
 _STRIDED: Final = torch.strided
@@ -128,7 +131,7 @@ class _Watch:
             elif not (tensor._version and _is_between(tensor)):
                 blank[tensor] = before
         # Without whatever would take what is looked at here for the user's.
-        with _disable_current_modes(), torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
+        with _disable_current_modes(), torch._C._ExcludeDispatchKeyGuard(WATCHED):
             for tensor, before in blank.items():
                 _KNOWN[tensor] = _Blank(snapshot(tensor), before)
 
@@ -281,6 +284,9 @@ def looks_unfilled(tensor: Tensor) -> bool:
     memory = memory_of(tensor)
     if memory is None or memory.is_meta or not memory.numel() or not memory.is_floating_point():
         return False
+    number = _number_in(memory)
+    if number is not None:
+        return not (number == 0 or abs(number) >= torch.finfo(memory.dtype).smallest_normal)
     sample = memory.detach().flatten()[:: max(1, memory.numel() // _SAMPLE)].double()
     smallest = torch.finfo(memory.dtype).smallest_normal
     low, high = map(float, sample.aminmax())
@@ -288,6 +294,19 @@ def looks_unfilled(tensor: Tensor) -> bool:
         return False
     tiny = int(((sample != 0) & (sample.abs() < smallest)).sum()) if smallest < 1e-30 else 0
     return bool(sample.isnan().all()) or tiny * 4 > int((sample != 0).sum())
+
+
+def _number_in(memory: Tensor) -> float | None:
+    """The number that all elements of a small tensor are, as those of buffers often are; None where that is not so."""
+    word = _NUMBERS.get(memory.dtype)
+    if word is None or memory.numel() > _SAMPLE or not (memory.is_cpu and memory.is_contiguous()):
+        return None
+    start, size = memory.data_ptr(), ctypes.sizeof(word)
+    raw = ctypes.string_at(start, size * memory.numel()) if start else b""
+    return word.from_buffer_copy(raw).value if raw and raw == raw[:size] * memory.numel() else None
+
+
+_NUMBERS: Final = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
 
 def unfilled(model: nn.Module, written: frozenset[str] = frozenset()) -> tuple[str, ...]:
@@ -308,4 +327,6 @@ def unfilled_among(held: Iterable[HeldTensor], written: frozenset[str] = frozens
 
 def holds_no_values(tensor: Tensor, *, written: bool) -> bool:
     """Whether a tensor is known to be unfilled, or looks so and is not known to be written."""
+    if written and not _KNOWN.data:  # as nearly all are
+        return False
     return not is_lazy(tensor) and (is_unfilled(tensor) or (not written and looks_unfilled(tensor)))
