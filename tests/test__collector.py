@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor, nn
 
 from torchinit import Constant, Rule, initialize, plan
-from torchinit._collector import collector_paused
+from torchinit._frozen import collector_paused
 from torchinit.model.sites import Site
 from torchinit.rules import Selector
 

@@ -18,7 +18,7 @@ from torchinit.cli import main
 from torchinit.knowledge import roles
 from torchinit.linting import CHECKS, Hit, check, lint, select_checks
 from torchinit.recipes import schemes
-from torchinit.rules.catalog import INITIALIZERS, SELECTORS
+from torchinit.rules.rule import INITIALIZERS, SELECTORS
 
 ROOT = Path(__file__).parents[1]
 NET = "torchinit_backwards.layers:Net"

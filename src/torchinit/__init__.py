@@ -146,8 +146,8 @@ if TYPE_CHECKING:
     from torchinit.recipes import load_recipe
     from torchinit.rules import Kinds, Layer, Leaf, Name, Regex, Roles, Rule, Shape, Within
     from torchinit.tracing.capture import capture
-    from torchinit.tracing.locks import lock
     from torchinit.tracing.recorder import trace as trace
+    from torchinit.tracing.regions import lock
     from torchinit.tracing.seeded import seeded
 
     __version__: str
@@ -178,7 +178,7 @@ else:
         "recipes": "load_recipe",
         "rules": "Kinds Layer Leaf Name Regex Roles Rule Shape Within",
         "tracing.capture": "capture",
-        "tracing.locks": "lock",
+        "tracing.regions": "lock",
         "tracing.recorder": "trace",  # `import *` leaves torch.trace alone: not in __all__
         "tracing.seeded": "seeded",
         "_version": "__version__",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from torchinit._collector import collector_paused
+from torchinit._frozen import collector_paused
 from torchinit._text import abbreviate, count
 from torchinit.checkpoints.open import origin_of
 from torchinit.distributed import (
@@ -37,9 +37,9 @@ from torchinit.knowledge.following import followers_in
 from torchinit.knowledge.neutral import with_asked, with_known
 from torchinit.knowledge.role_rules import with_roles
 from torchinit.model.names import Counted
+from torchinit.model.sandbox import refuse_fakes, refuse_transforms
 from torchinit.model.sites import KnownSites, Site, group_sites, known_sites, with_weights
 from torchinit.model.traversal import HeldTensor, walk_tensors
-from torchinit.model.valueless import refuse_fakes, refuse_transforms
 from torchinit.noise.keyed import noise_of
 from torchinit.noise.settings import plain_thread
 from torchinit.plans import Plan, Report, make_plan, run

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from torchinit import CheckpointError
 from torchinit.cli.frame import UsageError
-from torchinit.cli.weights import CODES, compare, distinct, fingerprint_of, open_file, same_bits, write, write_state
+from torchinit.cli.models import CODES, compare, distinct, fingerprint_of, open_file, same_bits, write, write_state
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=8)
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -98,7 +98,7 @@ def test_old_file_survives_a_failed_write(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("torchinit.cli.weights.feed", full)
+    monkeypatch.setattr("torchinit.cli.models.feed", full)
     with pytest.raises(OSError, match="no space left"):
         write(path, {"x": torch.zeros(2)}, {})
     assert path.read_bytes() == before

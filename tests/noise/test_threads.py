@@ -26,7 +26,7 @@ from tests.processes import on_ranks, results
 from torchinit import Name, Normal, Orthogonal, Pretrained, Rule, fingerprint, initialize, materialize, seeded
 from torchinit.checkpoints import adapters
 from torchinit.initializers import Blockwise, DeltaOrthogonal, Fill, Sparse
-from torchinit.noise.threads import on_one_thread, one_thread
+from torchinit.noise.settings import on_one_thread, one_thread
 
 ALL = Name("**")
 
@@ -334,7 +334,7 @@ def test_threads_that_start_during_fills_have_all() -> None:
 
 FORKS = """
 import os, torch, torchinit
-from torchinit.noise.threads import on_one_thread
+from torchinit.noise.settings import on_one_thread
 torch.set_num_threads(2)
 matrix = torch.arange(12.0).view(4, 3)
 before = on_one_thread(torch.linalg.qr, matrix)

@@ -35,7 +35,7 @@ from torchinit.plans import make_plan
 from torchinit.recipes import decode_recipe
 from torchinit.recipes.entries import ENTRY_KEYS, OTHER_KEYS
 from torchinit.rules import All, Dtype, Not, Selector
-from torchinit.rules.catalog import RESERVED
+from torchinit.rules.rule import RESERVED
 
 WEIGHT, BIAS = Kinds("weight"), Kinds("bias")
 

@@ -18,10 +18,9 @@ from torchinit import ConfigError, Constant, Kaiming, Rule, Shape
 from torchinit.initializers import Fill, Initializer
 from torchinit.model import Site
 from torchinit.rules import Selector
-from torchinit.rules.catalog import SCHEMA
-from torchinit.serialization.json import FrozenDict
+from torchinit.rules.rule import SCHEMA
 from torchinit.serialization.registry import ClassRegistry, TaggedUnion
-from torchinit.serialization.schema import Schema
+from torchinit.serialization.schema import FrozenDict, Schema
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from torchinit.serialization.validation import check_choice, check_number, is_integer
+from torchinit.serialization.schema import check_choice, check_number, is_integer
 
 
 def test_numbers() -> None:

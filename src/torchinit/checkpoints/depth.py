@@ -18,8 +18,7 @@ from torchinit.knowledge.exits import is_exit
 from torchinit.knowledge.role_rules import UNSURE
 from torchinit.model.names import check_globs, glob_matches
 from torchinit.model.sites import Site
-from torchinit.serialization.json import FrozenDict
-from torchinit.serialization.validation import is_integer
+from torchinit.serialization.schema import FrozenDict, is_integer
 
 Method: TypeAlias = Literal["first", "even", "stack", "interleave", "identity"]
 NEW: Final = "new"

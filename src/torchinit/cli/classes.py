@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.errors import ConfigError
 from torchinit.recipes import to_rules
-from torchinit.rules.catalog import INITIALIZERS, SCHEMA, SELECTORS, example_of
+from torchinit.rules.rule import INITIALIZERS, SCHEMA, SELECTORS, example_of
 from torchinit.serialization.reading import Reader, kind_of
 from torchinit.serialization.registry import ClassRegistry
 

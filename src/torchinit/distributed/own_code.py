@@ -26,8 +26,7 @@ from torchinit.model.sandbox import Poison, poisoned_memory
 from torchinit.model.states import kept_arguments
 from torchinit.model.traversal import walk_modules
 from torchinit.noise import Keyed, Noise
-from torchinit.noise.settings import plain_process
-from torchinit.noise.threads import one_thread
+from torchinit.noise.settings import one_thread, plain_process
 from torchinit.tracing.recorder import Recorder
 from torchinit.tracing.seeded import Seeded
 

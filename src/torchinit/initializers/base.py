@@ -17,7 +17,7 @@ from torchinit.errors import CheckpointError
 from torchinit.initializers.statistics import Moments, mixture, point
 from torchinit.model.shards import Box, Shard, replaced, without
 from torchinit.noise import DrawRequest, Noise
-from torchinit.serialization.validation import check_number, is_integer
+from torchinit.serialization.schema import check_number, is_integer
 
 if TYPE_CHECKING:
     from torchinit.model.sites import Site

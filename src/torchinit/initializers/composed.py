@@ -21,7 +21,7 @@ from torchinit.model.shards import Box, Shard, replaced
 from torchinit.model.sites import Site
 from torchinit.noise import Noise
 from torchinit.serialization.registry import Deferred
-from torchinit.serialization.validation import check_choice, check_integers, check_number, is_integer
+from torchinit.serialization.schema import check_choice, check_integers, check_number, is_integer
 
 
 @final

@@ -18,7 +18,7 @@ from torchinit.initializers.statistics import Moments, point, truncated
 from torchinit.model.shards import Box, Shard
 from torchinit.noise import Distribution, DrawRequest, Noise
 from torchinit.noise.distributions import MAX_SIGMAS, resolve
-from torchinit.serialization.validation import check_number
+from torchinit.serialization.schema import check_number
 
 __all__ = ["Constant", "Drawn", "Fill", "Initializer", "Normal", "TruncNormal", "Uniform"]
 

@@ -17,7 +17,7 @@ from torchinit.model.layouts import Layout
 from torchinit.model.sites import Convention, Site
 from torchinit.serialization.reading import argument_types, construct, is_integer_type, is_number_type
 from torchinit.serialization.registry import Deferred
-from torchinit.serialization.validation import check_choice
+from torchinit.serialization.schema import check_choice
 
 Lookup: TypeAlias = Callable[[str], float]
 """A function that gives the facts of a site by their names."""

@@ -21,7 +21,7 @@ from torchinit.model.shards import Box, Shard, replaced
 from torchinit.model.sites import Site
 from torchinit.noise import Noise
 from torchinit.noise.distributions import MAX_SIGMAS
-from torchinit.serialization.validation import check_choice, check_integers, check_number
+from torchinit.serialization.schema import check_choice, check_integers, check_number
 
 FunctionName: TypeAlias = Literal["exp", "log", "inverse_softplus", "logit"]
 

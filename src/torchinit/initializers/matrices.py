@@ -17,8 +17,8 @@ from torchinit.initializers.elementwise import Normal
 from torchinit.initializers.statistics import Moments
 from torchinit.model.shards import Shard
 from torchinit.noise import Noise
-from torchinit.noise.threads import on_one_thread
-from torchinit.serialization.validation import check_integers, check_number, is_integer
+from torchinit.noise.settings import on_one_thread
+from torchinit.serialization.schema import check_integers, check_number, is_integer
 
 if TYPE_CHECKING:
     from torchinit.model.sites import Site

@@ -15,7 +15,7 @@ from torchinit.initializers.base import Fill
 from torchinit.initializers.statistics import Moments
 from torchinit.model.shards import Box, Shard
 from torchinit.noise import Noise
-from torchinit.serialization.validation import check_choice, check_integers, check_number, is_integer
+from torchinit.serialization.schema import check_choice, check_integers, check_number, is_integer
 
 Index: TypeAlias = tuple[Tensor, ...]
 """The places of a box: whole numbers along each axis, in shapes that broadcast to that of the box."""

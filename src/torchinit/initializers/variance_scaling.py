@@ -11,7 +11,7 @@ from torchinit.initializers.elementwise import Constant, Fill, Normal, TruncNorm
 from torchinit.knowledge.gains import Nonlinearity, gain, gain_before
 from torchinit.model.sites import Convention, Site
 from torchinit.serialization.registry import Deferred
-from torchinit.serialization.validation import check_choice, check_number
+from torchinit.serialization.schema import check_choice, check_number
 
 FanMode: TypeAlias = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
 Family: TypeAlias = Literal["normal", "uniform", "truncated_normal"]

@@ -36,7 +36,7 @@ from torchinit.plans.run import shards_of_entry
 from torchinit.recipes import RecipeLike
 from torchinit.rules.rule import Value
 from torchinit.tracing import holds_no_values
-from torchinit.tracing.locks import Snapshot, snapshot
+from torchinit.tracing.regions import Snapshot, snapshot
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -37,7 +37,7 @@ from torchinit.recipes.arguments import Given
 from torchinit.rules.matching import Matcher
 from torchinit.rules.rule import Recipe, Value
 from torchinit.serialization.schema import parse
-from torchinit.tracing.locks import Snapshot, snapshot
+from torchinit.tracing.regions import Snapshot, snapshot
 
 _INNER: Final = "a model within this one: it starts as its own _init_weights says"
 

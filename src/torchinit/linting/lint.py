@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torchinit._collector import collector_paused
+from torchinit._frozen import collector_paused
 from torchinit._text import count
 from torchinit.api import draft, given_to
 from torchinit.distributed.collectives import run_collectively

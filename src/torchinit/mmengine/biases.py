@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 from torchinit.initializers.elementwise import Constant, Initializer
 from torchinit.mmengine.registry import InitCfgTypeError
-from torchinit.rules.catalog import SCHEMA
+from torchinit.rules.rule import SCHEMA
 from torchinit.rules.selectors import Kinds, Leaf, Selector
 
 Bias: TypeAlias = float | Literal["keep"] | Initializer

@@ -14,7 +14,7 @@ from torchinit.initializers.elementwise import Initializer
 from torchinit.mmengine.registry import InitCfgTypeError
 from torchinit.model.sites import Convention
 from torchinit.recipes.entries import EntryOptions, any_within, several, stacked
-from torchinit.rules.catalog import SCHEMA
+from torchinit.rules.rule import SCHEMA
 from torchinit.rules.selectors import Layer, Leaf, Name, Regex, Selector
 from torchinit.serialization.reading import argument_types
 

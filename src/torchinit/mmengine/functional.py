@@ -18,13 +18,12 @@ from torchinit.initializers.variance_scaling import Kaiming, Xavier
 from torchinit.knowledge.gains import nonlinearities
 from torchinit.mmengine.biases import by_attribute, number
 from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgValueError
+from torchinit.model.sandbox import check_values
 from torchinit.model.shards import Shard
 from torchinit.model.sites import Site
-from torchinit.model.valueless import check_values
 from torchinit.noise import Global
 from torchinit.plans.run import write
-from torchinit.tracing.observer import Observer
-from torchinit.tracing.telling import unseen, watchers_of
+from torchinit.tracing.observer import Observer, unseen, watchers_of
 
 NOISE = Global(truncation="inverse_cdf")
 """Torch's generator, drawn from as MMEngine draws."""

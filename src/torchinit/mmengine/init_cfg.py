@@ -35,8 +35,7 @@ from torchinit.model.dtensor import behind
 from torchinit.model.traversal import walk_tensors
 from torchinit.plans.report import Record, Report
 from torchinit.plans.run import Progress
-from torchinit.rules.catalog import INITIALIZERS, SCHEMA, TEXT
-from torchinit.rules.rule import Rule
+from torchinit.rules.rule import INITIALIZERS, SCHEMA, TEXT, Rule
 from torchinit.serialization.reading import Reader, argument_types
 from torchinit.tracing import unfilled_among
 

@@ -23,8 +23,7 @@ from torchinit.mmengine.functional import formula, kaiming, trunc_normal, xavier
 from torchinit.mmengine.log import log
 from torchinit.mmengine.registry import WEIGHT_INITIALIZERS, InitCfgAssertionError, InitCfgTypeError
 from torchinit.mmengine.session import MARK, Session, current
-from torchinit.rules.catalog import SCHEMA
-from torchinit.rules.rule import Rule
+from torchinit.rules.rule import SCHEMA, Rule
 from torchinit.rules.selectors import Name
 from torchinit.serialization.reading import Reader
 

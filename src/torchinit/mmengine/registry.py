@@ -19,7 +19,7 @@ from torchinit._text import did_you_mean
 from torchinit.errors import TorchinitError
 from torchinit.initializers.functions import hint
 from torchinit.mmengine.log import log
-from torchinit.rules.catalog import INITIALIZERS
+from torchinit.rules.rule import INITIALIZERS
 
 _Registered = TypeVar("_Registered", bound=Callable[..., Any])
 

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchinit._collector import collector_paused
-from torchinit._frozen import changed
+from torchinit._frozen import changed, collector_paused
 from torchinit._text import abbreviate
 from torchinit.distributed.consensus import check_start
 from torchinit.distributed.own_code import is_tried
@@ -28,14 +27,13 @@ from torchinit.knowledge.following import with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.knowledge.role_rules import with_roles
 from torchinit.mmengine.log import dump, log
-from torchinit.mmengine.provenance import HeldAtEnd, Provenance
-from torchinit.mmengine.skipping import Kept
+from torchinit.mmengine.provenance import HeldAtEnd, Kept, Provenance
 from torchinit.mmengine.tree import ModuleIndex, Spot, configs_of, explain_unused_layers
 from torchinit.model.modules import modules_of, part_ids
+from torchinit.model.sandbox import refuse_fakes
 from torchinit.model.shards import Shard
 from torchinit.model.sites import with_weights
 from torchinit.model.traversal import Walk
-from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Global, Keyed, Noise
 from torchinit.plans.observers import noise_in_use, observing_runs, run_observers, unobserved
 from torchinit.plans.only import refuse_while_built
@@ -46,10 +44,9 @@ from torchinit.plans.run import Progress, run
 from torchinit.rules.matching import asks_for_attention, asks_for_exits, asks_for_roles
 from torchinit.rules.rule import Rule
 from torchinit.tracing import Event, line_of_user
-from torchinit.tracing.locks import Snapshot
 from torchinit.tracing.observer import name_of
 from torchinit.tracing.recorder import Recorder, TracedTensor
-from torchinit.tracing.regions import storage_of
+from torchinit.tracing.regions import Snapshot, storage_of
 from torchinit.tracing.seeded import Seeded, working_on
 from torchinit.tracing.source_lines import frame_of_user
 from torchinit.tracing.uninitialized import unstamp, watching

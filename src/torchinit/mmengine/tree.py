@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from torchinit._collector import collector_paused
-from torchinit._frozen import changed, made
+from torchinit._frozen import changed, collector_paused, made
 from torchinit._text import count, did_you_mean
 from torchinit.mmengine.biases import LEAVES
 from torchinit.model.dtensor import behind, blank_shards, shards_of

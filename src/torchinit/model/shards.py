@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from torchinit._frozen import quickly_made
-from torchinit.model.valueless import check_values
+from torchinit.model.sandbox import check_values
 
 
 @quickly_made
@@ -60,7 +60,7 @@ class Shard:
     there.
 
     ``spread`` says that other ranks hold parts or copies of the same tensor, so that values must not come from
-    a generator that each rank has for itself. Raises RunError for a tensor that holds no values (:mod:`.valueless`).
+    a generator that each rank has for itself. Raises RunError for a tensor that holds no values (:mod:`.sandbox`).
 
     >>> import torch
     >>> Shard("weight", torch.empty(2, 3), shape=(8, 3), start=(4, 0)).is_whole

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit._collector import collector_paused
-from torchinit._frozen import changed, quickly_made, stamper
+from torchinit._frozen import changed, collector_paused, quickly_made, stamper
 from torchinit._text import full_name
 from torchinit.errors import FanError
 from torchinit.model.layouts import (

@@ -10,13 +10,12 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from torchinit._collector import collector_paused
-from torchinit._frozen import made
+from torchinit._frozen import collector_paused, made
 from torchinit.model.blocks import Place, find_stacks
 from torchinit.model.names import WRAPPERS, is_bare, normalize
 from torchinit.model.parametrizations import Parametrized, parametrized
+from torchinit.model.sandbox import refuse_transforms
 from torchinit.model.storage import identity, keys_of_met
-from torchinit.model.valueless import refuse_transforms
 
 Kind: TypeAlias = Literal["parameter", "buffer"]
 

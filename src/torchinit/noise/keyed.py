@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from torchinit.errors import RunError
+from torchinit.model.sandbox import refuse_fakes
 from torchinit.model.shards import Shard
 from torchinit.model.storage import overlaps
-from torchinit.model.valueless import refuse_fakes
 from torchinit.noise.base import Distribution, DrawRequest, Noise
 from torchinit.noise.distributions import Draw, DrawKind, resolve
 from torchinit.noise.engines import dispatch, torch_engine
 from torchinit.noise.engines.tasks import FillTask, is_simple
-from torchinit.noise.settings import plain_process, plain_thread
-from torchinit.noise.threads import drawing_threads, one_thread
+from torchinit.noise.settings import drawing_threads, one_thread, plain_process, plain_thread
 from torchinit.noise.torch_generator import Global, drawing_from, seeded_generators
 
 STREAM = "torchinit-stream-1"

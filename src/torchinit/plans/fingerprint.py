@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit._collector import collector_paused
 from torchinit._folding import Column, Row, RowGroup, fold
+from torchinit._frozen import collector_paused
 from torchinit._tables import Table, Tabular
 from torchinit._text import count
 from torchinit.errors import ConfigError, RunError
 from torchinit.model.dtensor import cut_dimensions, is_distributed, shards_of
 from torchinit.model.names import normalize
 from torchinit.model.ranks import over_meshes
+from torchinit.model.sandbox import refuse_fakes
 from torchinit.model.traversal import walk_tensors
-from torchinit.model.valueless import refuse_fakes
 from torchinit.plans.diff import Diff
 from torchinit.plans.digest import LaneSums, digest, digests, is_small
 from torchinit.serialization.schema import Schema, parse

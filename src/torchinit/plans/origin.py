@@ -16,8 +16,7 @@ from torchinit.errors import ConfigError
 from torchinit.noise import STREAM, Keyed, Noise
 from torchinit.plans.fingerprint import hashed
 from torchinit.plans.plan import Plan
-from torchinit.rules.catalog import SCHEMA
-from torchinit.rules.rule import Rule
+from torchinit.rules.rule import SCHEMA, Rule
 
 Verb: TypeAlias = Literal["initialize", "materialize", "own"]
 

@@ -27,8 +27,7 @@ from torchinit.initializers.load_report import LoadReport, by_field
 from torchinit.initializers.statistics import Moments
 from torchinit.model.sites import Site
 from torchinit.plans.diff import Diff
-from torchinit.rules.catalog import SCHEMA
-from torchinit.rules.rule import Rule, Value
+from torchinit.rules.rule import SCHEMA, Rule, Value
 from torchinit.serialization.schema import parse
 
 FROZEN: Final = "frozen: requires_grad is false"

@@ -12,8 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 import torch
 
 import torchinit._limits as limits
-from torchinit._collector import collector_paused
-from torchinit._frozen import made
+from torchinit._frozen import collector_paused, made
 from torchinit._text import count
 from torchinit.errors import FanError
 from torchinit.initializers.base import Fill

@@ -24,8 +24,7 @@ from torchinit.pages import Page, Section
 from torchinit.plans.fingerprint import Fingerprint, StoredFingerprint
 from torchinit.plans.origin import Origin
 from torchinit.plans.plan import FROZEN, UNKNOWN, Reach, Step, counted, not_followed, remarks, sized, told
-from torchinit.rules.catalog import SCHEMA
-from torchinit.rules.rule import Rule, Value
+from torchinit.rules.rule import SCHEMA, Rule, Value
 from torchinit.serialization.reading import Reader
 from torchinit.serialization.schema import Schema, parse
 

@@ -14,16 +14,16 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchinit._collector import collector_paused
+from torchinit._frozen import collector_paused
 from torchinit._text import abbreviate, count
 from torchinit.errors import RunError
 from torchinit.initializers.elementwise import Constant, Drawn, Fill, write_each
 from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.statistics import Moments, measure, measure_each
 from torchinit.model.dtensor import BEHIND, behind, blank_shards, shards_of
+from torchinit.model.sandbox import refuse_fakes
 from torchinit.model.shards import Shard
 from torchinit.model.traversal import HeldTensor, walk_tensors
-from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Noise
 from torchinit.noise.settings import plain_thread
 from torchinit.plans.observers import (

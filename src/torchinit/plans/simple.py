@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from torchinit._collector import collector_paused
+from torchinit._frozen import collector_paused
 from torchinit.initializers.base import Blockwise, Fill, Wrapper
 from torchinit.initializers.elementwise import Constant, Normal, TruncNormal, Uniform, write_constants
 from torchinit.initializers.functions import Code, FromIndex

@@ -15,7 +15,7 @@ from torchinit.errors import ProbeError
 from torchinit.probing.inputs import Inputs, check_place, forward, inputs_of
 from torchinit.probing.moments import parts_of
 from torchinit.probing.passes import kept
-from torchinit.serialization.validation import check_number
+from torchinit.serialization.schema import check_number
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from typing import Any
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError
 from torchinit.initializers.expressions import RESERVED_NAMES, bind, constant, parse
-from torchinit.rules.catalog import RESERVED, SCHEMA
-from torchinit.rules.rule import Value
+from torchinit.rules.rule import RESERVED, SCHEMA, Value
 from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
 
 

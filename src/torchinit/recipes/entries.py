@@ -15,8 +15,7 @@ from torchinit.initializers.source import is_verbatim
 from torchinit.initializers.variance_scaling import Prior
 from torchinit.knowledge.role_rules import BIAS, UNSURE, role_matches
 from torchinit.recipes.arguments import RecipeReader
-from torchinit.rules.catalog import TEXT
-from torchinit.rules.rule import Rule
+from torchinit.rules.rule import TEXT, Rule
 from torchinit.rules.selectors import All, AnyOf, Is, Kinds, Layer, Leaf, Name, Regex, Roles, Selector, Within
 from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
 

@@ -22,8 +22,7 @@ from torchinit.plans.plan import Plan
 from torchinit.recipes.arguments import Given, RecipeReader
 from torchinit.recipes.entries import ENTRY_KEYS, SELECTING, entry_rules
 from torchinit.recipes.files import read_data, read_scheme, scheme_names
-from torchinit.rules.catalog import INITIALIZERS, SCHEMA, example_of
-from torchinit.rules.rule import Recipe, Rule, Value
+from torchinit.rules.rule import INITIALIZERS, SCHEMA, Recipe, Rule, Value, example_of
 from torchinit.rules.selectors import Kinds, Roles, Selector, Within
 from torchinit.serialization.reading import INVALID, Data, Reader, is_sequence, join
 

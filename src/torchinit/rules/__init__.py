@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torchinit.rules.catalog import SELECTORS
-from torchinit.rules.rule import Recipe, Rule
+from torchinit.rules.rule import SELECTORS, Recipe, Rule
 from torchinit.rules.selectors import (
     All,
     AnyOf,

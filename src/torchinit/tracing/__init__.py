@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from torchinit.tracing.capture import capture
-from torchinit.tracing.locks import Lock, lock
 from torchinit.tracing.observer import Event as Event
 from torchinit.tracing.observer import Observer as Observer
 from torchinit.tracing.recorder import trace
+from torchinit.tracing.regions import Lock, lock
 from torchinit.tracing.regions import MemoryIndex as MemoryIndex
 from torchinit.tracing.seeded import seeded
 from torchinit.tracing.source_lines import line_of_user as line_of_user

@@ -15,16 +15,24 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torchinit._collector import collector_paused
+from torchinit._frozen import collector_paused
 from torchinit.model.modules import part_ids
 from torchinit.model.names import is_bare, normalize
 from torchinit.model.shards import Shard
 from torchinit.model.traversal import HeldTensor, Kind, Walk, walk_tensors
 from torchinit.plans.observers import observing_runs
 from torchinit.plans.plan import Step
-from torchinit.tracing.locks import Snapshot, is_locked, refusal, snapshot
 from torchinit.tracing.observer import Event, Observer, name_of
-from torchinit.tracing.regions import MemoryIndex, region_of_shards, region_within, storage_of
+from torchinit.tracing.regions import (
+    MemoryIndex,
+    Snapshot,
+    is_locked,
+    refusal,
+    region_of_shards,
+    region_within,
+    snapshot,
+    storage_of,
+)
 from torchinit.tracing.source_lines import find_caller, frame_of_user, is_within
 from torchinit.tracing.trace import UNSEEN, Region, Trace, Write
 

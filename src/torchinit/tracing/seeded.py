@@ -21,8 +21,8 @@ from torchinit.initializers.matrices import Orthogonal
 from torchinit.model.dtensor import is_distributed, shards_of
 from torchinit.model.names import Counted
 from torchinit.model.ranks import Agreement, check_same
+from torchinit.model.sandbox import refuse_fakes
 from torchinit.model.shards import Box, Shard
-from torchinit.model.valueless import refuse_fakes
 from torchinit.noise import Distribution, Keyed, Noise, seeded_generators
 from torchinit.noise.keyed import is_lent
 from torchinit.plans.observers import Parts

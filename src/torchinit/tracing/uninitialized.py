@@ -20,8 +20,7 @@ from torchinit.model.sandbox import ALLOCATING, OperationMode
 from torchinit.model.storage import extent
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.tracing.ends import LONG, STAMPS, Ends, ends_of
-from torchinit.tracing.locks import Snapshot, snapshot
-from torchinit.tracing.regions import memory_of, storage_of
+from torchinit.tracing.regions import Snapshot, memory_of, snapshot, storage_of
 
 # Whether memory has been written to cannot be read off a tensor: fresh memory is often all zeros, like zeros that were
 # written, and torch's version counters see neither `.data.zero_()` nor what NumPy and other libraries write. So memory

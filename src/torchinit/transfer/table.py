@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from torchinit._text import did_you_mean, format_table
 from torchinit.errors import ConfigError
-from torchinit.serialization.validation import check_number
+from torchinit.serialization.schema import check_number
 
 ParameterRole: TypeAlias = Literal["input", "hidden", "output", "tied", "vector", "scalar"]
 """Which axes of a parameter grow: of an *input* its outputs, of an *output* its inputs, of a *hidden* one both.

@@ -46,7 +46,7 @@ from torchinit.checkpoints.adapters import (
     WeightSelection,
 )
 from torchinit.checkpoints.key_mapping import numbered, replace_parts
-from torchinit.rules.catalog import SCHEMA
+from torchinit.rules.rule import SCHEMA
 
 EVERY: tuple[Adapter, ...] = (
     BatchNormAffine(1e-3),

@@ -19,7 +19,7 @@ from tests.checkpoints.files import raw_safetensors, state, write
 from tests.checkpoints.hostile_more import deceivers
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, open_checkpoint
 from torchinit.cli import main
-from torchinit.serialization.json import unique_json
+from torchinit.serialization.schema import unique_json
 
 
 def test_arrays_of_like_names(tmp_path: Path) -> None:
@@ -71,10 +71,10 @@ def test_marks_on_tensors_are_carried_out(tmp_path: Path) -> None:
 
 
 def test_eight_bit_floats_of_every_kind(tmp_path: Path) -> None:
-    from torchinit.cli import weights
+    from torchinit.cli import models
 
     for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu, torch.float8_e4m3fnuz):
-        weights.write(tmp_path / "a.safetensors", {"w": torch.tensor([1.0, 2.0, 4.0]).to(dtype)}, {})
+        models.write(tmp_path / "a.safetensors", {"w": torch.tensor([1.0, 2.0, 4.0]).to(dtype)}, {})
         read = open_checkpoint(tmp_path / "a.safetensors").read("w")
         assert (read.dtype, read.float().tolist()) == (dtype, [1.0, 2.0, 4.0])
 

@@ -16,7 +16,7 @@ from torchinit.checkpoints.adapters.low_rank import LoRA
 from torchinit.checkpoints.adapters.mixtures import MergeExperts, Upcycle, UpcycleRouter
 from torchinit.checkpoints.adapters.rows_and_axes import Drop, Labels, ResizeVocabulary, Rows, Transpose
 from torchinit.checkpoints.adapters.width import HyperClone, Net2Wider, Repeat, WeightSelection
-from torchinit.rules.catalog import SCHEMA
+from torchinit.rules.rule import SCHEMA
 from torchinit.serialization.registry import TaggedUnion
 
 __all__ = [

@@ -19,10 +19,10 @@ from torchinit.initializers.load_report import Promise as Promise  # noqa: PLC04
 from torchinit.initializers.load_report import weakest
 from torchinit.model.shards import Box, replaced
 from torchinit.noise import Keyed
-from torchinit.noise.threads import one_thread
+from torchinit.noise.settings import one_thread
 from torchinit.serialization.reading import alternatives, argument_types
 from torchinit.serialization.registry import ClassRegistry
-from torchinit.serialization.validation import check_choice, check_number, is_integer
+from torchinit.serialization.schema import check_choice, check_number, is_integer
 
 if TYPE_CHECKING:
     from torchinit.checkpoints.adapters.surroundings import Surroundings

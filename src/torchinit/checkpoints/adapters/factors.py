@@ -14,7 +14,7 @@ from torchinit.checkpoints.adapters.base import Adapter, DtypeOf, ReadPlan, regi
 from torchinit.checkpoints.adapters.tensors import Size, along, listed, picked, upcast
 from torchinit.checkpoints.key_mapping import replace_parts
 from torchinit.model.shards import Box
-from torchinit.serialization.validation import check_str
+from torchinit.serialization.schema import check_str
 
 _WEIGHT, _BIAS = ("weight", "running_var"), ("weight", "running_var", "bias", "running_mean")
 

@@ -14,8 +14,7 @@ from torchinit.checkpoints.adapters.base import Adapter, Promise, ReadPlan, regi
 from torchinit.checkpoints.adapters.tensors import Size, check_same, listed, upcast
 from torchinit.checkpoints.key_mapping import find_parts, numbered, replace_parts
 from torchinit.model.shards import Box, inserted, replaced, without
-from torchinit.serialization.json import FrozenDict
-from torchinit.serialization.validation import is_integer
+from torchinit.serialization.schema import FrozenDict, is_integer
 
 
 @register

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchinit.checkpoints.adapters.base import Adapter, ReadPlan, register
 from torchinit.checkpoints.adapters.tensors import Size, check_same, upcast
 from torchinit.model.shards import Box, replaced, without
-from torchinit.serialization.validation import is_integer
+from torchinit.serialization.schema import is_integer
 
 Channels: TypeAlias = Literal["sum", "repeat"]
 Frames: TypeAlias = Literal["repeat", "centre"]

@@ -16,7 +16,7 @@ from torchinit.checkpoints.key_mapping import find_parts, replace_parts
 from torchinit.model.shards import Box, Shard
 from torchinit.model.sites import Site
 from torchinit.noise import Keyed
-from torchinit.noise.threads import one_thread
+from torchinit.noise.settings import one_thread
 
 LoRAMethod: TypeAlias = Literal["default", "gaussian", "orthogonal", "pissa", "olora"]
 

@@ -13,7 +13,7 @@ from torchinit.checkpoints.adapters.tensors import Size, along, listed, normal, 
 from torchinit.checkpoints.key_mapping import find_parts, numbered, replace_parts
 from torchinit.model.shards import Box, Shard, replaced
 from torchinit.noise import Keyed
-from torchinit.noise.threads import one_thread
+from torchinit.noise.settings import one_thread
 
 
 @register

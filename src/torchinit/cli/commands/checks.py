@@ -15,7 +15,7 @@ from torch import nn
 
 from torchinit._text import did_you_mean
 from torchinit.api import initialize, sites
-from torchinit.cli import frame, models, weights
+from torchinit.cli import frame, models
 from torchinit.cli.frame import UsageError, command, option, repeated
 from torchinit.linting import SEVERITIES, ConstructionRecorder, known_checks, lint, meta_parity, select_checks
 from torchinit.model.sandbox import poisoned_memory
@@ -49,7 +49,7 @@ def run_check(arguments: Namespace) -> bool:
     rules = frame.given_recipe(arguments)
     if arguments.as_built and rules is None:
         raise UsageError("--as-built compares with a recipe: give one")
-    loaded = weights.open_file(arguments.weights)[0] if arguments.weights else None
+    loaded = models.open_file(arguments.weights)[0] if arguments.weights else None
     construction = ConstructionRecorder()
     with poisoned_memory(), construction:
         model = models.model_of(arguments, arguments.device, arguments.seed)
@@ -62,7 +62,7 @@ def run_check(arguments: Namespace) -> bool:
     if loaded is not None:
         report = None  # it does not know of what is loaded now
         if arguments.device == "cpu":
-            weights.load(loaded, model)
+            models.load(loaded, model)
     findings = lint(model, recipe=plan, trace=trace, report=report, loaded=loaded, select=select, ignore=ignore)
     if arguments.sarif:
         frame.print_sarif(arguments, findings, known_checks())

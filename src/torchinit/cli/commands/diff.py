@@ -11,7 +11,7 @@ import torchinit._limits as limits
 from torchinit._files import read_bounded
 from torchinit._text import count, format_table
 from torchinit.api import sites
-from torchinit.cli import frame, models, weights
+from torchinit.cli import frame, models
 from torchinit.cli.frame import UsageError, command, option, repeated
 from torchinit.plans import Diff, Fingerprint, Plan, Record, Report, make_plan
 from torchinit.plans.fingerprint import fingerprint
@@ -58,7 +58,7 @@ def _changes(arguments: Namespace, kind: FileKind, other: FileKind) -> Diff:
     if kind == other == "plan":
         return read_saved(Plan, a).diff(read_saved(Plan, b))
     if kind == other == "weights":
-        return weights.compare(Path(a), Path(b))
+        return models.compare(Path(a), Path(b))
     if {kind, other} <= {"report", "fingerprint", "weights"}:
         first, second = _fingerprint(a, kind), _fingerprint(b, other)
         # What no file holds is no difference from a file.
@@ -94,7 +94,7 @@ def read_saved(cls: type[Saved], path: str) -> Saved:
 def _fingerprint(path: str, kind: FileKind) -> Fingerprint:
     """The fingerprint that a file is, has, or that its tensors have."""
     if kind != "report":
-        return weights.fingerprint_of(Path(path)) if kind == "weights" else read_saved(Fingerprint, path)
+        return models.fingerprint_of(Path(path)) if kind == "weights" else read_saved(Fingerprint, path)
     prints = read_saved(Report, path).fingerprint
     if prints is None:
         raise UsageError(f"{path} is a report without a fingerprint")
@@ -126,7 +126,7 @@ def _facts(record: Record) -> tuple[str, ...]:
 def run_fingerprint(arguments: Namespace) -> None:
     """Print the digests, a line each, and the total, also that of what a file of weights would hold."""
     if arguments.model.endswith(".safetensors"):
-        digests = weights.fingerprint_of(Path(arguments.model))
+        digests = models.fingerprint_of(Path(arguments.model))
     else:
         digests = fingerprint(models.model_of(arguments, "cpu", arguments.seed))
     lines = [format_table(("digest", "name"), [(digest, name) for name, digest in digests.sites.items()])]

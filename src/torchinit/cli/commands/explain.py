@@ -34,7 +34,7 @@ from torchinit.probing import PROBE_CHECKS
 from torchinit.recipes import load_recipe, schemes
 from torchinit.recipes.files import read_scheme
 from torchinit.recipes.forms import NEEDED
-from torchinit.rules.catalog import INITIALIZERS, SELECTORS
+from torchinit.rules.rule import INITIALIZERS, SELECTORS
 from torchinit.serialization.registry import ClassRegistry, described
 from torchinit.transfer import PARAMETRIZATIONS, TRANSFER_CHECKS
 

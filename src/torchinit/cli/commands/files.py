@@ -18,7 +18,7 @@ from torchinit._text import count, dtype_name, fold_numbers, one_line, plain, sh
 from torchinit.api import draft
 from torchinit.checkpoints import Checkpoint, Loaded, Pretrained, fetch, open_checkpoint
 from torchinit.checkpoints.hub.cache import hash_of
-from torchinit.cli import frame, models, weights
+from torchinit.cli import frame, models
 from torchinit.cli.frame import UsageError, command, option, repeated
 from torchinit.errors import CheckpointError
 from torchinit.initializers import LoadReport
@@ -68,7 +68,7 @@ def describe(checkpoint: Checkpoint, path: Path, *, hashes: bool) -> dict[str, A
 
 def _hash(tensor: Tensor) -> str:
     digest = hashlib.sha256()
-    weights.feed(tensor, digest.update)
+    models.feed(tensor, digest.update)
     return digest.hexdigest()
 
 
@@ -107,10 +107,10 @@ def table(data: dict[str, Any], *, full: bool = False) -> Table:
 )
 def run_convert(arguments: Namespace) -> None:
     """Write the file, whole or not at all, and print what is in it."""
-    weights.check_output(arguments.output, force=arguments.force)
+    models.check_output(arguments.output, force=arguments.force)
     checkpoint = open_checkpoint(arguments.file, part=arguments.part)
     texts = {key: text for key, text in checkpoint.metadata.items() if not key.startswith("torchinit.")}
-    tensors, tied = weights.write_state(arguments.output, {key: checkpoint.read(key) for key in checkpoint}, texts)
+    tensors, tied = models.write_state(arguments.output, {key: checkpoint.read(key) for key in checkpoint}, texts)
     part = f" {checkpoint.part!r}" if checkpoint.part else ""
     size = sum(tensor.nbytes for tensor in tensors.values())
     print(f"{arguments.output}: {count(len(tensors), 'tensor')}, {size:,} bytes, from {checkpoint.format}{part}")

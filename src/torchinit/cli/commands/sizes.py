@@ -14,14 +14,14 @@ from torchinit._version import __version__
 from torchinit.api import draft, initialize
 from torchinit.checkpoints import Pretrained
 from torchinit.checkpoints.adapters import Adapter, HyperClone, Net2Wider, WeightSelection
-from torchinit.cli import frame, models, weights
+from torchinit.cli import frame, models
 from torchinit.cli.frame import UsageError, command, one_of, option, repeated
 from torchinit.errors import TorchinitError
 from torchinit.noise import Keyed
 from torchinit.plans import local_shards, run
 from torchinit.probing import preserves
 from torchinit.rules import Name, Rule
-from torchinit.serialization.validation import check_number
+from torchinit.serialization.schema import check_number
 from torchinit.transfer import Base, Group, Transfer
 
 # --- grow ------------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ _NOISE = "of net2net the standard deviation, of hyperclone the signal to it in d
 )
 def run_grow(arguments: Namespace) -> bool:
     """Write the file and print the account; a finding, and no file: the promise is broken."""
-    weights.check_output(arguments.output, force=arguments.force)
+    models.check_output(arguments.output, force=arguments.force)
     if arguments.model is None:
         raise UsageError("the model to make is needed: --into MODEL")
     if not (arguments.depth or arguments.width):
@@ -64,7 +64,7 @@ def run_grow(arguments: Namespace) -> bool:
     if not broken:
         how = {"torchinit.depth": arguments.depth, "torchinit.width": arguments.width}
         origin = {"torchinit.version": __version__, **{key: text for key, text in how.items() if text}}
-        weights.write_state(path, model.state_dict(), origin)
+        models.write_state(path, model.state_dict(), origin)
     proven, output = None if proof is None else proof.to_dict(), None if broken else str(path)
     frame.show(arguments, account, {**account.to_dict(), "proof": proven, "output": output})
     if proof is not None and not arguments.json:

@@ -20,7 +20,7 @@ from torchinit.checkpoints import fetch
 from torchinit.checkpoints.formats.safetensors import SafetensorsCheckpoint
 from torchinit.checkpoints.hub.cache import hash_of
 from torchinit.checkpoints.open import origin_of
-from torchinit.cli import frame, models, weights
+from torchinit.cli import frame, models
 from torchinit.cli.commands.diff import kind_of, read_saved
 from torchinit.cli.frame import ModelError, UsageError, command, option
 from torchinit.distributed import own_starts
@@ -36,7 +36,7 @@ from torchinit.plans.fingerprint import fingerprint
 from torchinit.plans.only import prove
 from torchinit.plans.origin import Origin
 from torchinit.rules import Recipe
-from torchinit.rules.catalog import SCHEMA
+from torchinit.rules.rule import SCHEMA
 from torchinit.tracing import capture
 
 # --- plan ------------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ _DTYPE = "convert the model first (default: as its factory makes it)"
 )
 def run_apply(arguments: Namespace) -> None:
     """Write the file and print the report; where the values are not as planned there is no file."""
-    weights.check_output(arguments.output, force=arguments.force)
+    models.check_output(arguments.output, force=arguments.force)
     frame.check_page(arguments.html)
     with frame.usage_errors("--seed"):
         noise = Keyed(arguments.seed)
@@ -155,7 +155,7 @@ def run_apply(arguments: Namespace) -> None:
         "torchinit.fingerprint": prints.persistent.total,
         "torchinit.origin": json.dumps(SCHEMA.encode(replace(origin, files={}), Origin), sort_keys=True),
     }
-    weights.write_state(arguments.output, model.state_dict(), made_of)
+    models.write_state(arguments.output, model.state_dict(), made_of)
 
 
 def _of_model(plan: Plan, model: nn.Module) -> Plan:
@@ -228,7 +228,7 @@ def _read(path: str, *, is_file: bool) -> tuple[Report, Origin, Fingerprint]:
     if is_file:
         text = SafetensorsCheckpoint(Path(path)).metadata.get("torchinit.origin", "null")
         origin = SCHEMA.decode(json.loads(text), Origin | None, f"the origin in {path}")
-        report = Report(fingerprint=weights.fingerprint_of(Path(path)), origin=origin)
+        report = Report(fingerprint=models.fingerprint_of(Path(path)), origin=origin)
     else:
         report = read_saved(Report, path)
     if report.origin is None or report.fingerprint is None:

@@ -13,7 +13,7 @@ import torch
 
 from torchinit.noise.engines import kernel, torch_engine
 from torchinit.noise.engines.tasks import FillTask
-from torchinit.noise.threads import drawing_threads
+from torchinit.noise.settings import drawing_threads
 
 VARIABLE = "TORCHINIT_ENGINE"
 """An environment variable that rules engines out, to compare them: ``torch``, ``numpy``, or the kernel's
