@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from torchinit.serialization.schema import DuplicateKeyError, FrozenDict, reject_duplicate_keys
+from torchinit.serialization.json import DuplicateKeyError, FrozenDict, reject_duplicate_keys
 
 MADE = FrozenDict({"b": 1, "a": 2})
 

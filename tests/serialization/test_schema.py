@@ -19,8 +19,9 @@ from torchinit.initializers import Fill, Initializer
 from torchinit.model import Site
 from torchinit.rules import Selector
 from torchinit.rules.rule import SCHEMA
+from torchinit.serialization.json import FrozenDict
 from torchinit.serialization.registry import ClassRegistry, TaggedUnion
-from torchinit.serialization.schema import FrozenDict, Schema
+from torchinit.serialization.schema import Schema
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from torchinit.knowledge.exits import is_exit
 from torchinit.knowledge.role_rules import UNSURE
 from torchinit.model.names import check_globs, glob_matches
 from torchinit.model.sites import Site
-from torchinit.serialization.schema import FrozenDict, is_integer
+from torchinit.serialization.json import FrozenDict
+from torchinit.serialization.schema import is_integer
 
 Method: TypeAlias = Literal["first", "even", "stack", "interleave", "identity"]
 NEW: Final = "new"

@@ -30,7 +30,8 @@ from torchinit.initializers.source import Resolution, SourceInitializer
 from torchinit.model.names import check_globs, glob_matches
 from torchinit.model.sites import Site
 from torchinit.rules.rule import INITIALIZERS
-from torchinit.serialization.schema import FrozenDict, check_bool, check_choice, check_str
+from torchinit.serialization.json import FrozenDict
+from torchinit.serialization.schema import check_bool, check_choice, check_str
 
 OnShape: TypeAlias = Literal["error", "skip"]
 Order: TypeAlias = Literal["names", "parameters"]

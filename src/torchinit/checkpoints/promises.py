@@ -26,7 +26,7 @@ from torchinit.knowledge.attention import HEAD_COUNTS, HEAD_SIZES, WIDTHS, aroun
 from torchinit.model.layouts import Layout
 from torchinit.model.names import normalize
 from torchinit.model.sites import Site
-from torchinit.serialization.schema import unique_json
+from torchinit.serialization.json import unique_json
 
 # Each tensor may fit, and the whole be another function: a head's scores are divided by the root of its size and turned
 # by angles that go with it, and which keys a query meets goes with the numbers of both. Shapes have only the product of

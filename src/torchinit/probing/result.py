@@ -22,7 +22,7 @@ from torchinit.probing.checks import PROBE_CHECKS
 from torchinit.probing.checks.registry import Bound
 from torchinit.probing.measurement import Measurement, Output, SignalChain
 from torchinit.probing.moments import LikeValues, StartValues, planned_curve
-from torchinit.serialization.schema import finite_data
+from torchinit.serialization.json import finite_data
 
 _HERE: Final = "this start"
 _FORMAT: Final = "torchinit-probe-1"

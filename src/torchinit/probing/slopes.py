@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from torchinit._text import abbreviate, count, did_you_mean, format_table
 from torchinit.pages import Figure, Page, Panel, Series
 from torchinit.pages.drawing import drawn_to_file
-from torchinit.serialization.schema import finite_data
+from torchinit.serialization.json import finite_data
 
 Size: TypeAlias = Literal["width", "depth"]
 SlopeVerdict: TypeAlias = Literal["flat", "grows", "falls", "undecided", "still", "diverges"]

@@ -16,9 +16,9 @@ import torchinit._limits as limits
 from torchinit._files import read_bounded
 from torchinit._text import did_you_mean
 from torchinit.errors import ConfigError, MissingExtraError
+from torchinit.serialization.json import check_size, reject_duplicate_keys
 from torchinit.serialization.reading import Data
 from torchinit.serialization.registry import described, plugins, read_plugin, unloadable
-from torchinit.serialization.schema import check_size, reject_duplicate_keys
 
 _PART: Final = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _DOTTED: Final = re.compile(rf"(?<![\w-])(?:{_PART}[ \t]*+\.[ \t]*+){{{limits.LEVELS}}}", re.ASCII)

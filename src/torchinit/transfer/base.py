@@ -28,7 +28,8 @@ from torchinit.plans.plan import Plan
 from torchinit.plans.planner import make_plan
 from torchinit.recipes import RecipeLike, to_rules
 from torchinit.rules import Name, Rule
-from torchinit.serialization.schema import is_integer, unique_json
+from torchinit.serialization.json import unique_json
+from torchinit.serialization.schema import is_integer
 from torchinit.tracing import capture
 
 Start: TypeAlias = RecipeLike | Callable[[Any], object]

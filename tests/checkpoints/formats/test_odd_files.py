@@ -19,7 +19,7 @@ from tests.checkpoints.files import raw_safetensors, state, write
 from tests.checkpoints.hostile_more import deceivers
 from torchinit import CheckpointError, Name, Pretrained, Rule, initialize, open_checkpoint
 from torchinit.cli import main
-from torchinit.serialization.schema import unique_json
+from torchinit.serialization.json import unique_json
 
 
 def test_arrays_of_like_names(tmp_path: Path) -> None:

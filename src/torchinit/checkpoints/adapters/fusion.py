@@ -14,7 +14,8 @@ from torchinit.checkpoints.adapters.base import Adapter, Promise, ReadPlan, regi
 from torchinit.checkpoints.adapters.tensors import Size, check_same, listed, upcast
 from torchinit.checkpoints.key_mapping import find_parts, numbered, replace_parts
 from torchinit.model.shards import Box, inserted, replaced, without
-from torchinit.serialization.schema import FrozenDict, is_integer
+from torchinit.serialization.json import FrozenDict
+from torchinit.serialization.schema import is_integer
 
 
 @register

@@ -12,7 +12,8 @@ from torchinit._text import did_you_mean
 from torchinit.checkpoints.adapters.base import Adapter, Promise, ReadPlan, register
 from torchinit.checkpoints.adapters.tensors import Size, check_same, normal, upcast
 from torchinit.model.shards import Box
-from torchinit.serialization.schema import FrozenDict, is_integer
+from torchinit.serialization.json import FrozenDict
+from torchinit.serialization.schema import is_integer
 
 Missing: TypeAlias = Literal["error", "mean", "zero"]
 

@@ -18,7 +18,7 @@ from torchinit._text import did_you_mean
 from torchinit.checkpoints.hub.cache import stamp_of
 from torchinit.errors import CheckpointError
 from torchinit.model.shards import Box
-from torchinit.serialization.schema import FrozenDict
+from torchinit.serialization.json import FrozenDict
 
 
 @quickly_made

@@ -19,7 +19,7 @@ from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, are_coun
 from torchinit.errors import CheckpointError
 from torchinit.model.shards import Box
 from torchinit.noise.engines.tasks import strides
-from torchinit.serialization.schema import unique_json
+from torchinit.serialization.json import unique_json
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {  # the format's names of dtypes
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,

@@ -17,7 +17,7 @@ from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
 from torchinit.checkpoints.hub.urls import member_of
 from torchinit.errors import CheckpointError
 from torchinit.model.shards import Box
-from torchinit.serialization.schema import unique_json
+from torchinit.serialization.json import unique_json
 
 
 class ShardedCheckpoint(Checkpoint):

@@ -19,7 +19,7 @@ from torchinit._files import expanded, read_bounded, replacing
 from torchinit._text import masked
 from torchinit.checkpoints.hub.urls import Limits, Progress, address_of, is_on, name_of
 from torchinit.errors import FetchError
-from torchinit.serialization.schema import DuplicateKeyError, reject_duplicate_keys
+from torchinit.serialization.json import DuplicateKeyError, reject_duplicate_keys
 
 _NOTE: Final = ".entry.json"
 _FOLDER: Final = re.compile(r"[0-9a-f]{32}")

@@ -26,7 +26,7 @@ from torchinit.checkpoints.hub.cache import CacheEntry, Request, check_hash, rea
 from torchinit.checkpoints.hub.http import Answer, TransientError, get
 from torchinit.checkpoints.hub.urls import address_of, name_of
 from torchinit.errors import FetchError
-from torchinit.serialization.schema import check_size
+from torchinit.serialization.json import check_size
 
 _log = logging.getLogger("torchinit")
 
