@@ -175,7 +175,10 @@ def test_a_right_inverse_that_fails_is_named() -> None:
     parametrize.register_parametrization(module, "weight", Stubborn())
     with pytest.raises(RuntimeError, match="not today") as caught:
         initialize(module, Rule(Leaf("weight"), Constant(1.0)))
-    assert caught.value.__notes__ == ["weight: the parametrization would not take the values"]
+    assert caught.value.__notes__ == [
+        "weight: the parametrization would not take the values",
+        "0 of 1 site had been written by then; each of the others holds its old values, new ones or both: weight",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["matrix_exp", "cayley"])

@@ -127,7 +127,8 @@ def test_an_embedding_that_learns_too_slowly_shows_in_the_change_and_not_in_the_
     assert abs(table.start) < 0.02
     with pytest.raises(ReportError, match=r"table \(Embedding\): its change falls, slope -0.(4|5)"):
         assert_flat(make, widths=(64, 256), batch=ids())
-    assert_flat(make, widths=(64, 256), batch=ids(), expected={"table": -0.5})
+    followers = {"blocks.layers.0.norm1": -0.3}  # whose output changes as far as the table's does
+    assert_flat(make, widths=(64, 256), batch=ids(), expected={"table": -0.5, **followers})
 
 
 class Chain(nn.Module):
