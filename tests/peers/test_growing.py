@@ -197,7 +197,7 @@ def test_stacks_promise_nothing_and_keep_nothing(layers: str) -> None:
     [
         (hf.BertConfig, hf.BertModel, r"encoder\.layer\.1\.\* cannot pass on what comes: .*post-norm"),
         (hf.DistilBertConfig, hf.DistilBertModel, r"transformer\.layer\.1\.\* cannot .*post-norm"),
-        (hf.BartConfig, hf.BartModel, r"decoder\.layers\.1\.\* cannot .*post-norm"),
+        (hf.BartConfig, hf.BartModel, r"encoder\.layers\.1\.\* cannot .*post-norm"),
     ],
 )
 def test_post_norm_cannot_start_as_identity(config: Any, model: Any, text: str) -> None:
