@@ -28,11 +28,11 @@ class Nested(BaseModule):
 
 
 # What was counted, and 4 % more. While all ends were looked at in one way, and none was passed over, a pair of layers
-# took 234, and a base module the more the more others it was in.
+# took 234 (140 while zeros and ones were stamped, too), and a base module the more the more others it was in.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_calls_a_pair_of_layers(dtype: torch.dtype) -> None:
     small, large = (calls(lambda number=number: Layers(number, dtype)) for number in (10, 60))  # type: ignore[misc]
-    assert (large - small) / 50 <= 146
+    assert (large - small) / 50 <= 131
 
 
 def test_calls_a_base_module_within_another() -> None:

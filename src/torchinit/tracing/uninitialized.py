@@ -165,6 +165,12 @@ _FAST: Final[dict[Any, Callable[..., Tensor]]] = {
     torch.ops.aten.empty_strided.default: torch.empty_strided,
 }
 """The functions that do what an operation does in half the time."""
+_FILLING: Final[dict[Any, Callable[..., Tensor]]] = {
+    torch.ops.aten.zeros.default: torch.zeros,
+    torch.ops.aten.ones.default: torch.ones,
+}
+"""Those that fill at once what they are handed, as the statistics of norms: it needs no stamp."""
+_MODES: Final = (torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack)
 _COPYING: Final = frozenset({torch.ops.aten.clone.default, torch.ops.aten._to_copy.default})
 
 
@@ -188,7 +194,7 @@ def _quick(operation: torch._ops.OpOverload) -> Callable[..., Any]:
     """The same where nothing is out of the ordinary, as nearly always."""
     kernel, function = _kernel(operation), _FAST[operation]
     is_empty = function is torch.empty
-    modes, function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+    modes, function_modes = _MODES
     include = torch._C._dispatch_tls_set_dispatch_key_included
 
     def quick(keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
@@ -206,6 +212,24 @@ def _quick(operation: torch._ops.OpOverload) -> Callable[..., Any]:
         return tensor
 
     return quick
+
+
+def _filled(operation: torch._ops.OpOverload) -> Callable[..., Any]:
+    """An operation whose memory is passed by, where nothing is out of the ordinary."""
+    function, (modes, function_modes) = _FILLING[operation], _MODES
+    include = torch._C._dispatch_tls_set_dispatch_key_included
+
+    def filled(keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
+        watch = _WATCH.get()
+        if watch is None or modes() != watch.depth or function_modes() or "device" not in kwargs:
+            return operation.redispatch(keys & _BELOW, *args, **kwargs)
+        include(_KEY, False)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            include(_KEY, True)
+
+    return filled
 
 
 @contextmanager
@@ -235,6 +259,8 @@ def _registered() -> tuple[Library, ...]:
     packets = [getattr(packet, name) for packet in ALLOCATING for name in packet.overloads() if "out" not in name]
     for operation in (*packets, *_COPYING):
         aten.impl(operation, _quick(operation) if operation in _FAST else _kernel(operation), with_keyset=True)
+    for operation in _FILLING:
+        aten.impl(operation, _filled(operation), with_keyset=True)
     return every, aten
 
 
