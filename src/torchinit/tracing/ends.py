@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ _ELEMENTS: Final = {
 }
 """Where the elements of so many bytes are in an end."""
 _WORDS: Final = {8: ctypes.c_uint64, 4: ctypes.c_uint32, 2: ctypes.c_uint16, 1: ctypes.c_uint8}
-LONG: Final = _WORDS[8].from_address
+LONG: Final[Callable[[int], Any]] = _WORDS[8].from_address
 
 
 class Word:

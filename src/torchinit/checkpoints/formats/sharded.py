@@ -41,7 +41,7 @@ class ShardedCheckpoint(Checkpoint):
         if self.gone:  # no error: of a model that is spread over machines each may have the files of its own part
             which = f"{len(self.gone)} of the {count(len(self._sources), 'file')} that the index names"
             verb = "is" if len(self.gone) == 1 else "are"
-            self.notes = (f"{which} {verb} not there: {abbreviate(self.gone, limits.HINTS)}",)
+            self.notes: tuple[str, ...] = (f"{which} {verb} not there: {abbreviate(self.gone, limits.HINTS)}",)
         self._files: dict[str, Checkpoint] = {}
         self._failed: dict[str, CheckpointError] = {}  # so that what cannot be opened is not tried for each tensor
 
