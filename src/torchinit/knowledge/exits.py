@@ -80,9 +80,8 @@ def _passes(block: nn.Module, exits: Mapping[str, Site]) -> bool:
         coming = torch.randn(samples, 4, width, generator=generator)
         _replace_layers(model, "", ways, coming)
         try:
-            given = model(
-                coming.clone(), *(None for _ in needed)
-            )  # with gradients, without which torch's own blocks go another way
+            # With gradients, without which torch's own blocks go another way.
+            given = model(coming.clone(), *(None for _ in needed))
         except Exception as raised:  # noqa: BLE001  # whatever a stranger's code raises
             error = raised
             continue

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from torch import Tensor, nn
+
+_T = TypeVar("_T", bound=Tensor)
 
 # ``Module.modules``, ``named_parameters`` and their kin go through a generator for each module that lies above; here
 # there is one list. They may be overridden, as by FSDP: where names are asked for, the class has its say.
@@ -29,6 +32,15 @@ def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     return [*{id(each): each for each in held}.values()]
 
 
+def tensors_of(top: nn.Module) -> list[Tensor]:
+    """The parameters and buffers of a module and of all below it, as often as modules hold them."""
+    tensors: list[Tensor | None] = []
+    for module in modules_of(top):
+        tensors += module._parameters.values()
+        tensors += module._buffers.values()
+    return [tensor for tensor in tensors if tensor is not None]
+
+
 def part_ids(top: nn.Module) -> list[int]:
     """Which tensors and modules a model consists of: if it is the same later, nothing was put into it."""
     return [
@@ -49,19 +61,19 @@ def named_tensors(top: nn.Module) -> tuple[list[tuple[str, nn.Parameter]], list[
     cls = type(top)
     if any(getattr(cls, method) is not getattr(nn.Module, method) for method in _METHODS):
         return list(top.named_parameters()), list(top.named_buffers())
-    parameters: list[tuple[str, nn.Parameter]] = []
-    buffers: list[tuple[str, Tensor]] = []
-    seen, seen_buffers = set[int](), set[int]()  # of ids, since a tensor takes long to hash
-    for prefix, module in _named(top):
-        for leaf, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                parameters.append((prefix + leaf, parameter))
-        for leaf, buffer in module._buffers.items() if module._buffers else ():
-            if buffer is not None and id(buffer) not in seen_buffers:
-                seen_buffers.add(id(buffer))
-                buffers.append((prefix + leaf, buffer))
-    return parameters, buffers
+    named = [*_named(top)]
+    parameters = _once((prefix, module._parameters) for prefix, module in named)
+    return parameters, _once((prefix, module._buffers) for prefix, module in named if module._buffers)
+
+
+def _once(held: Iterable[tuple[str, Mapping[str, _T | None]]]) -> list[tuple[str, _T]]:
+    """The tensors under the first of their names."""
+    found: dict[int, tuple[str, _T]] = {}  # by id, since a tensor takes long to hash
+    for prefix, tensors in held:
+        for leaf, tensor in tensors.items():
+            if tensor is not None and id(tensor) not in found:
+                found[id(tensor)] = (prefix + leaf, tensor)
+    return [*found.values()]
 
 
 _METHODS = ("named_modules", "named_parameters", "named_buffers")

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes, _pop_mode, _push_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from torchinit.model.modules import tensors_of
 from torchinit.model.sandbox import ALLOCATING, OperationMode
 from torchinit.model.storage import extent
 from torchinit.model.traversal import HeldTensor, walk_tensors
@@ -120,7 +121,7 @@ class _Watch:
     def remember(self, module: nn.Module) -> None:
         """Keep in mind which tensors of a module nobody has filled; those that were in part get their ends back."""
         blank: dict[Tensor, tuple[int, int]] = {}
-        for tensor in _tensors_of(module) if self.before else ():
+        for tensor in tensors_of(module) if self.before else ():
             ends = ends_of(tensor)
             before = None if ends is None else self.before.get(ends.key)
             if ends is None or before is None or ends.are_written:
@@ -144,33 +145,16 @@ def _is_between(tensor: Tensor) -> bool:
     return first > 0 and end < memory.untyped_storage().nbytes()
 
 
-def _tensors_of(module: nn.Module) -> list[Tensor]:
-    """The parameters and buffers of a module and of all below it; torch's own way takes ten times as long."""
-    tensors: list[Tensor | None] = []
-    modules, seen = [module], {module}
-    for each in modules:  # which grows
-        tensors += each._parameters.values()
-        tensors += each._buffers.values()
-        for child in each._modules.values():
-            if child is not None and child not in seen:
-                modules.append(child)
-                seen.add(child)
-    return [tensor for tensor in tensors if tensor is not None]
-
-
 # --- what the dispatcher calls -----------------------------------------------------------------------------
 
 _FAST: Final[dict[Any, Callable[..., Tensor]]] = {
     torch.ops.aten.empty.memory_format: torch.empty,
     torch.ops.aten.empty_strided.default: torch.empty_strided,
-}
-"""The functions that do what an operation does in half the time."""
-_FILLING: Final[dict[Any, Callable[..., Tensor]]] = {
+    # These fill at once what they are handed, as the statistics of norms: it needs no stamp.
     torch.ops.aten.zeros.default: torch.zeros,
     torch.ops.aten.ones.default: torch.ones,
 }
-"""Those that fill at once what they are handed, as the statistics of norms: it needs no stamp."""
-_MODES: Final = (torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack)
+"""The functions that do what an operation does in half the time."""
 _COPYING: Final = frozenset({torch.ops.aten.clone.default, torch.ops.aten._to_copy.default})
 
 
@@ -193,14 +177,16 @@ def _kernel(operation: torch._ops.OpOverload) -> Callable[..., Any]:
 def _quick(operation: torch._ops.OpOverload) -> Callable[..., Any]:
     """The same where nothing is out of the ordinary, as nearly always."""
     kernel, function = _kernel(operation), _FAST[operation]
-    is_empty = function is torch.empty
-    modes, function_modes = _MODES
+    is_empty, is_allocating = function is torch.empty, operation.overloadpacket in ALLOCATING
+    modes, function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
     include = torch._C._dispatch_tls_set_dispatch_key_included
 
     def quick(keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
         watch = _WATCH.get()
         if watch is None or modes() != watch.depth or function_modes() or "device" not in kwargs:
-            return kernel(keys, *args, **kwargs)
+            return (
+                kernel(keys, *args, **kwargs) if is_allocating else operation.redispatch(keys & _BELOW, *args, **kwargs)
+            )
         if is_empty and args[0]:
             args = args[0]  # the same to torch, which takes longer to see that a list is one of numbers
         include(_KEY, False)
@@ -208,28 +194,11 @@ def _quick(operation: torch._ops.OpOverload) -> Callable[..., Any]:
             tensor = function(*args, **kwargs)
         finally:
             include(_KEY, True)
-        watch.hand_out(tensor)
+        if is_allocating:
+            watch.hand_out(tensor)
         return tensor
 
     return quick
-
-
-def _filled(operation: torch._ops.OpOverload) -> Callable[..., Any]:
-    """An operation whose memory is passed by, where nothing is out of the ordinary."""
-    function, (modes, function_modes) = _FILLING[operation], _MODES
-    include = torch._C._dispatch_tls_set_dispatch_key_included
-
-    def filled(keys: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
-        watch = _WATCH.get()
-        if watch is None or modes() != watch.depth or function_modes() or "device" not in kwargs:
-            return operation.redispatch(keys & _BELOW, *args, **kwargs)
-        include(_KEY, False)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            include(_KEY, True)
-
-    return filled
 
 
 @contextmanager
@@ -257,10 +226,8 @@ def _registered() -> tuple[Library, ...]:
     every, aten = Library("_", "IMPL", "DeferredInit"), Library("aten", "IMPL", "DeferredInit")
     every.fallback(fallthrough_kernel)
     packets = [getattr(packet, name) for packet in ALLOCATING for name in packet.overloads() if "out" not in name]
-    for operation in (*packets, *_COPYING):
+    for operation in {*packets, *_COPYING, *_FAST}:
         aten.impl(operation, _quick(operation) if operation in _FAST else _kernel(operation), with_keyset=True)
-    for operation in _FILLING:
-        aten.impl(operation, _filled(operation), with_keyset=True)
     return every, aten
 
 
