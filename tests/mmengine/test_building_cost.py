@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.calls import calls
 from torchinit.mmengine import BaseModule
+from torchinit.tracing.allocator import allocator
 
 
 class Layers(BaseModule):
@@ -28,14 +29,15 @@ class Nested(BaseModule):
 
 
 # What was counted, and 4 % more. While all ends were looked at in one way, and none was passed over, a pair of layers
-# took 234 (140 while zeros and ones were stamped, too), and a base module the more the more others it was in.
+# took 234, 140 while zeros and ones were stamped, too, and 131 before the allocator did it; a base module took the more
+# the more others it was in.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_calls_a_pair_of_layers(dtype: torch.dtype) -> None:
     small, large = (calls(lambda number=number: Layers(number, dtype)) for number in (10, 60))  # type: ignore[misc]
-    assert (large - small) / 50 <= 131
+    assert (large - small) / 50 <= (38 if allocator() else 131)
 
 
 def test_calls_a_base_module_within_another() -> None:
     counts = [calls(lambda depth=depth: Nested(depth)) for depth in (10, 20, 30)]  # type: ignore[misc]
     assert counts[2] - counts[1] == counts[1] - counts[0]
-    assert (counts[1] - counts[0]) / 10 <= 31
+    assert (counts[1] - counts[0]) / 10 <= 36

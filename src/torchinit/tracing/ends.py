@@ -44,9 +44,8 @@ class Word:
 
 
 class Ends(NamedTuple):
-    """The first and the last bytes of memory, its address, the stamp that is put there, the bytes of an element."""
+    """The first and the last bytes of memory, the stamp that is put there, the bytes of an element."""
 
-    key: int
     head: Any
     tail: Any
     stamp: tuple[int, int]
@@ -89,15 +88,15 @@ def ends_of(tensor: Tensor) -> Ends | None:
     if memory is None or memory.is_meta:
         return None
     storage = memory.untyped_storage()
-    key, number, start, unit = storage._cdata, storage.nbytes(), storage.data_ptr(), memory.itemsize
+    start, number, unit = storage.data_ptr(), storage.nbytes(), memory.itemsize
     if number >= 16 and start and memory.is_cpu:  # most is
-        return made(Ends, (key, LONG(start), LONG(start + number - 8), STAMPS[8], unit))
+        return made(Ends, (LONG(start), LONG(start + number - 8), STAMPS[8], unit))
     if not number or not start:
         return None
     size = 8 if number >= 16 else 4 if number >= 8 else 2 if number >= 4 else 1
     stamp = STAMPS[size if number > 1 else 0]
     if memory.is_cpu:
         word = _WORDS[size].from_address
-        return Ends(key, word(start), word(start + number - size), stamp, unit)
+        return Ends(word(start), word(start + number - size), stamp, unit)
     flat = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-    return Ends(key, Word(flat[:size]), Word(flat[number - size :]), stamp, unit)
+    return Ends(Word(flat[:size]), Word(flat[number - size :]), stamp, unit)

@@ -20,6 +20,7 @@ from torchinit.model.modules import tensors_of
 from torchinit.model.sandbox import ALLOCATING, OperationMode
 from torchinit.model.storage import extent
 from torchinit.model.traversal import HeldTensor, walk_tensors
+from torchinit.tracing.allocator import Allocator, allocator
 from torchinit.tracing.ends import LONG, STAMPS, Ends, ends_of
 from torchinit.tracing.regions import Snapshot, memory_of, snapshot, storage_of
 
@@ -65,16 +66,21 @@ Remember: TypeAlias = Callable[[nn.Module], None]
 class _Watch:
     """The memory that was handed out while it lasted: what stood at its ends, by storage.
 
-    No storage is kept: one that has been freed takes the stamp along, or another comes to where nobody has written.
+    No storage is kept: one that has been freed takes the stamp along, or another comes to where nobody has written. On
+    the host the allocator stamps what it hands out, where there is one, and knows what stood there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: Allocator | None) -> None:
         self.depth: int = torch._C._len_torch_dispatch_stack()
         self.before: dict[int | None, tuple[int, int]] = {}
+        self.host = host
 
     def hand_out(self, tensor: Tensor) -> None:
         """Stamp memory that holds nothing."""
         if type(tensor) is not Tensor or tensor.layout is not _STRIDED:
+            return
+        if self.host and tensor.is_cpu:
+            self.host.hand_out(tensor)
             return
         storage = tensor.untyped_storage()
         key, number, start = storage._cdata, storage.nbytes(), storage.data_ptr()
@@ -84,7 +90,7 @@ class _Watch:
             ends = ends_of(tensor)
             if ends is None:
                 return
-            _, head, tail, stamp, _ = ends
+            head, tail, stamp, _ = ends
         before = head.value, tail.value
         if before != stamp or key not in self.before:  # else by the part of an operation that is one, too
             self.before[key] = before
@@ -97,7 +103,7 @@ class _Watch:
         call = call or func
         if func not in _COPYING:
             result = call(*args, **kwargs)
-            if func.overloadpacket in ALLOCATING:
+            if func.overloadpacket in ALLOCATING and not (self.host and result.is_cpu):
                 self.hand_out(result)
             return result
         ends = ends_of(args[0])
@@ -113,18 +119,28 @@ class _Watch:
 
     def _before(self, tensor: Tensor, ends: Ends) -> tuple[int, int] | None:
         """What stood at the ends of a tensor's memory if nobody has filled it."""
-        before = self.before.get(ends.key)
-        if before is not None and ends.values == ends.stamp:
-            return before
+        if ends.values == ends.stamp:
+            for _, before in self._traces([tensor]):
+                return before
         return _KNOWN[tensor].before if is_unfilled(tensor) else None
+
+    def _traces(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+        """Yield those of some tensors whose memory may show the stamp, and what stood at its ends."""
+        here = [(tensor, memory) for tensor in tensors if (memory := memory_of(tensor)) is not None]
+        if self.host:
+            host = [(tensor, memory) for tensor, memory in here if memory.is_cpu]
+            for index, before in self.host.traces([memory for _, memory in host]):
+                yield host[index][0], before
+        for tensor, memory in here if self.before else ():
+            if (known := self.before.get(memory.untyped_storage()._cdata)) is not None:
+                yield tensor, known
 
     def remember(self, module: nn.Module) -> None:
         """Keep in mind which tensors of a module nobody has filled; those that were in part get their ends back."""
         blank: dict[Tensor, tuple[int, int]] = {}
-        for tensor in tensors_of(module) if self.before else ():
+        for tensor, before in self._traces(tensors_of(module)) if self.before or self.host else ():
             ends = ends_of(tensor)
-            before = None if ends is None else self.before.get(ends.key)
-            if ends is None or before is None or ends.are_written:
+            if ends is None or ends.are_written or not tensor.numel() or is_unfilled(tensor):
                 continue
             if ends.values != ends.stamp:
                 ends.put_back(before)
@@ -194,7 +210,7 @@ def _quick(operation: torch._ops.OpOverload) -> Callable[..., Any]:
             tensor = function(*args, **kwargs)
         finally:
             include(_KEY, True)
-        if is_allocating:
+        if is_allocating and not (watch.host and tensor.is_cpu):
             watch.hand_out(tensor)
         return tensor
 
@@ -221,14 +237,29 @@ def _beneath_modes(number: int, carry_out: Callable[..., Any]) -> Iterator[None]
 
 
 @cache
-def _registered() -> tuple[Library, ...]:
-    """The kernels, which stay registered as long as this is kept."""
-    every, aten = Library("_", "IMPL", "DeferredInit"), Library("aten", "IMPL", "DeferredInit")
+def _fallthrough() -> Library:
+    """What lets all operations pass but those with a kernel; like these it stays registered as long as it is kept."""
+    every = Library("_", "IMPL", "DeferredInit")
     every.fallback(fallthrough_kernel)
+    return every
+
+
+@cache
+def _copies_are_seen() -> Library:
+    return _registered({operation: _kernel(operation) for operation in _COPYING})
+
+
+@cache
+def _allocations_are_seen() -> Library:
     packets = [getattr(packet, name) for packet in ALLOCATING for name in packet.overloads() if "out" not in name]
-    for operation in {*packets, *_COPYING, *_FAST}:
-        aten.impl(operation, _quick(operation) if operation in _FAST else _kernel(operation), with_keyset=True)
-    return every, aten
+    return _registered({**{each: _kernel(each) for each in packets}, **{each: _quick(each) for each in _FAST}})
+
+
+def _registered(kernels: Mapping[torch._ops.OpOverload, Callable[..., Any]]) -> Library:
+    aten = Library("aten", "IMPL", "DeferredInit")
+    for operation, kernel in kernels.items():
+        aten.impl(operation, kernel, with_keyset=True)
+    return aten
 
 
 @contextmanager
@@ -237,13 +268,22 @@ def watching(*, within_modes: bool = False) -> Iterator[Remember]:
     if _WATCH.get() is not None or (torch._C._len_torch_dispatch_stack() and not within_modes):
         yield lambda _: None
         return
-    _registered()
-    watch = _Watch()
+    # Memory that torch fills itself as it hands it out, so that programs are deterministic, loses the allocator's stamp.
+    is_filled = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
+    host = None if is_filled else allocator()
+    _fallthrough(), _copies_are_seen()
+    if host is None or torch.accelerator.current_accelerator() is not None:
+        _allocations_are_seen()
+    watch = _Watch(host)
     token = _WATCH.set(watch)
     torch._C._dispatch_tls_set_dispatch_key_included(_KEY, True)
+    if host:
+        host.begin()
     try:
         yield watch.remember
     finally:
+        if host:
+            host.end()
         torch._C._dispatch_tls_set_dispatch_key_included(_KEY, False)
         _WATCH.reset(token)
 
