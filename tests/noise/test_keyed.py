@@ -143,6 +143,28 @@ def test_batch_is_its_jobs() -> None:
         assert torch.equal(out, drawn("normal", (0.0, 1.0 + i), tuple(out.shape), seed=3, name=f"layers.{i}"))
 
 
+NAMES = st.one_of(
+    st.text(st.characters(), max_size=40),  # with NUL, lone surrogates and all
+    st.integers(60, 260).map(lambda length: "layers." + "x" * length),  # around the ends of BLAKE2b's blocks
+    st.integers(80, 95).map(lambda length: "é" + "y" * length),
+)
+
+
+@given(st.lists(st.tuples(NAMES, st.integers(0, 4), st.sampled_from((0, 1, 1 << 40))), max_size=8), st.booleans())
+def test_keys_of_a_batch_are_those_of_hashlib(asked: list[tuple[str, int, int]], is_wide: bool) -> None:
+    # Neighbours of one draw get their keys from the kernel, and a tensor in a call of its own from hashlib.
+    dtype = torch.float64 if is_wide else torch.float32
+    outs, alone = ([torch.full((size,), -1.0, dtype=dtype) for _, size, _ in asked] for _ in range(2))
+    seed = (1 << 64) - 1
+    Keyed(seed).fill_many(
+        DrawRequest(Shard.whole(name, out), "uniform", (0.0, 1.0), index)
+        for (name, _, index), out in zip(asked, outs, strict=True)
+    )
+    for (name, _, index), out in zip(asked, alone, strict=True):
+        Keyed(seed).fill(Shard.whole(name, out), "uniform", (0.0, 1.0), index)
+    assert all(map(torch.equal, outs, alone))
+
+
 def test_batch_with_a_mistake_writes_nothing() -> None:
     good, bad = torch.zeros(5), torch.zeros(5)
     jobs = [

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import operator
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torchinit.model.storage import overlaps
 from torchinit.noise.base import Distribution, DrawRequest, Noise
 from torchinit.noise.distributions import Draw, DrawKind, resolve
 from torchinit.noise.engines import dispatch, torch_engine
-from torchinit.noise.engines.tasks import FillTask, is_simple
+from torchinit.noise.engines.tasks import FillTask, are_simple, is_simple
 from torchinit.noise.settings import drawing_threads, one_thread, plain_process, plain_thread
 from torchinit.noise.torch_generator import Global, drawing_from, seeded_generators
 
@@ -38,6 +38,15 @@ _LENT: ContextVar[bool] = ContextVar("torchinit_lent", default=False)
 def is_lent() -> bool:
     """Whether torch's generators are lent to user code now, in a state that belongs to a name."""
     return _LENT.get()
+
+
+class Alike(NamedTuple):
+    """Tensors of one dtype that get one draw each, the same but for their names: a distribution with its parameters."""
+
+    draw: tuple[Distribution, tuple[float, ...]]
+    draw_index: int
+    names: list[str]
+    outs: list[Tensor]
 
 
 @final
@@ -83,22 +92,23 @@ class Keyed(Noise):
     def fill_many(self, jobs: Iterable[DrawRequest]) -> None:
         """Draw all shards; nothing is written if one of the jobs cannot be done."""
         batch = list(jobs)
-        compiled = dispatch.chosen_kernel()
-        if compiled and all(map(_is_simple, [job[0] for job in batch])):
-            # A model has hundreds of small tensors that are wholly here; they skip what cannot be wrong with them. Jobs
-            # are read by number, which takes half the time.
-            outs = [job[0].local for job in batch]
-            draws = [resolve(job[1], job[2], out.dtype) for job, out in zip(batch, outs, strict=True)]
-            keys = [derive(self.seed, job[0].name, job[3]) for job in batch]
-            compiled.fill_whole(outs, keys, draws, drawing_threads())
+        shards = [job[0] for job in batch]
+        outs = [shard.local for shard in shards]
+        # A model has hundreds of small tensors that are wholly here; they skip what cannot be wrong with them.
+        known = dispatch.chosen_kernel() is not None and are_simple(outs)
+        if known and not any([shard.local.shape != shard.shape or any(shard.start) for shard in shards]):  # noqa: C419
+            self.fill_simple(_alike(batch))
         else:
             dispatch.fill([self._task(job) for job in batch])
 
-    def fill_simple(self, names: Iterable[str], outs: Sequence[Tensor], draws: Sequence[Draw]) -> None:
+    def fill_simple(self, groups: Iterable[Alike]) -> None:
         """Draw tensors that are wholly here and simple, by the kernel, which has to be there."""
         compiled = dispatch.chosen_kernel()
         assert compiled is not None
-        compiled.fill_whole(outs, [derive(self.seed, name) for name in names], draws, drawing_threads())
+        alike = [
+            (_head(self.seed, index), resolve(*draw, outs[0].dtype), names, outs) for draw, index, names, outs in groups
+        ]
+        compiled.fill_whole(alike, drawing_threads())
 
     def order(self, shard: Shard, index: int = 0) -> Tensor:
         """The stable argsort of one word an element down each column of the region."""
@@ -157,17 +167,35 @@ def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order
     Numbers have a fixed width and the name comes last, so no two draws share a message. The name is taken as
     it is: sites have bare names already (``model.names``), and only they know where two would be the same.
     """
-    state = _head(seed, index, purpose).copy()  # the same for all names
+    state = _begun(_head(seed, index, purpose)).copy()  # the same for all names
     state.update(name.encode("utf-8", "surrogatepass"))
     return state.digest()
 
 
 @lru_cache(maxsize=64)
-def _head(seed: int, index: int, purpose: str) -> blake2b:
+def _begun(head: bytes) -> blake2b:
+    return blake2b(head, digest_size=16)
+
+
+@lru_cache(maxsize=64)
+def _head(seed: int, index: int, purpose: str = "fill") -> bytes:
     if not 0 <= index < _LIMIT:
         raise ValueError(f"a draw index is at least 0 and below 2**64, got {index}")
-    head = f"{STREAM}\0{purpose}\0".encode() + struct.pack("<QQ", seed, index)
-    return blake2b(head, digest_size=16)
+    return f"{STREAM}\0{purpose}\0".encode() + struct.pack("<QQ", seed, index)
+
+
+def _alike(batch: Iterable[DrawRequest]) -> list[Alike]:
+    """Jobs of whole tensors in groups, in their order: neighbours nearly always have one draw."""
+    groups: list[Alike] = []
+    last, names, outs = None, list[str](), list[Tensor]()
+    for shard, distribution, params, index in batch:
+        asked = distribution, params, index, shard.local.dtype
+        if asked != last:
+            last, names, outs = asked, list[str](), list[Tensor]()
+            groups.append(Alike((distribution, params), index, names, outs))
+        names.append(shard.name)
+        outs.append(shard.local)
+    return groups
 
 
 def _is_simple(shard: Shard) -> bool:

@@ -18,9 +18,9 @@ from torchinit.initializers.functions import Code, FromIndex
 from torchinit.initializers.mapped import MappedFill
 from torchinit.initializers.statistics import measure_simple
 from torchinit.noise import Keyed, Noise
-from torchinit.noise.distributions import Draw, resolve
 from torchinit.noise.engines.dispatch import chosen_kernel
 from torchinit.noise.engines.tasks import is_simple
+from torchinit.noise.keyed import Alike
 from torchinit.plans.plan import Plan
 from torchinit.plans.report import Record, Texts
 
@@ -80,17 +80,15 @@ class SimpleSteps:
         alike: dict[tuple[int, torch.dtype], list[int]] = defaultdict(list)  # of one fill and dtype
         for number, draft in enumerate(self.drafts):
             alike[id(draft.fill), draft.site.dtype].append(number)
-        names, outs, draws = list[str](), list[Tensor](), list[Draw]()
+        drawn: list[Alike] = []
         constants: list[tuple[Constant, list[Tensor]]] = []
-        for (_, dtype), numbers in alike.items():
+        for numbers in alike.values():
             fill, those = self.drafts[numbers[0]].fill, [self.tensors[number] for number in numbers]
             if isinstance(fill, Constant):
                 constants.append((fill, those))
             else:
-                names += [self.drafts[number].site.name for number in numbers]
-                outs += those
-                draws += [resolve(*fill.draw, dtype)] * len(those)
-        noise.fill_simple(names, outs, draws)
+                drawn.append(Alike(fill.draw, 0, [self.drafts[number].site.name for number in numbers], those))
+        noise.fill_simple(drawn)
         for fill, those in constants:
             write_constants(fill, those)
         self.seconds = time.perf_counter() - begun

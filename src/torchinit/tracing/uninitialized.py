@@ -268,8 +268,8 @@ def watching(*, within_modes: bool = False) -> Iterator[Remember]:
     if _WATCH.get() is not None or (torch._C._len_torch_dispatch_stack() and not within_modes):
         yield lambda _: None
         return
-    # Memory that torch fills itself as it hands it out, so that programs are deterministic, loses the allocator's stamp.
-    is_filled = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
+    # What torch fills itself when it hands it out, so that programs are deterministic, loses the allocator's stamp.
+    is_filled = torch.are_deterministic_algorithms_enabled() and torch._C._get_deterministic_fill_uninitialized_memory()
     host = None if is_filled else allocator()
     _fallthrough(), _copies_are_seen()
     if host is None or torch.accelerator.current_accelerator() is not None:

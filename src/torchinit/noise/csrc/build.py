@@ -19,7 +19,7 @@ from pathlib import Path
 
 LIBRARY = "_kernel.so"
 SYSTEM = os.name
-SOURCES = ("kernel.c", "lanes.c", "sums.c", "sweeps.c", "digest.c", "allocations.c", "kernel.h")
+SOURCES = ("kernel.c", "lanes.c", "sums.c", "sweeps.c", "digest.c", "keys.c", "allocations.c", "kernel.h")
 
 # No fused multiply-add, whatever the machine has: it would change the bits.
 FLAGS = ("-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fexceptions")
@@ -83,7 +83,7 @@ def compilations(cc: Sequence[str], sources: Path, objects: Path, machine: str |
     def command(part: str, name: str, *flags: str) -> list[str]:
         return [*cc, *flags, "-c", str(sources / f"{part}.c"), "-o", str(objects / f"{name}.o")]
 
-    commands = [command(part, part) for part in ("kernel", "digest", "allocations")]
+    commands = [command(part, part) for part in ("kernel", "digest", "keys", "allocations")]
     for name, flags in instruction_sets(machine).items():
         for part, functions in _PARTS.items():
             macros = [f"-D{macro}={function}_{name}" for macro, function in functions.items()]

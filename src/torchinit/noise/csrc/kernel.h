@@ -4,7 +4,7 @@
 #define TORCHINIT_KERNEL_H
 #include <stdint.h>
 
-#define TORCHINIT_ABI "torchinit-stream-1/abi-6"
+#define TORCHINIT_ABI "torchinit-stream-1/abi-7"
 #define MAX_AXES 6
 
 enum kind { UNIFORM, NORMAL, SCALED, NARROW, TAIL, BERNOULLI, INTEGER, SIGN, WORDS };

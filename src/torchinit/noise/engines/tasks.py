@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,15 @@ def is_simple(out: Tensor) -> bool:
     """Whether a tensor has its values behind each other in the memory of the host, in a common dtype."""
     # Spelled out, since it is asked of every tensor several times, and a call costs as much as the rest.
     return type(out) in _PLAIN and out.dtype in _COMMON and out.is_cpu and out.is_contiguous() and not out.is_neg()
+
+
+def are_simple(outs: Sequence[Tensor]) -> bool:
+    """Whether all of some tensors are simple; a look at one property of all after the other takes half the time."""
+    return (
+        _PLAIN.issuperset(map(type, outs))
+        and _COMMON.issuperset([out.dtype for out in outs])
+        and all([out.is_cpu and out.is_contiguous() and not out.is_neg() for out in outs])  # noqa: C419  # as above
+    )
 
 
 def is_plain(out: Tensor) -> bool:
