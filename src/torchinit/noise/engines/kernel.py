@@ -67,7 +67,7 @@ class Kernel:
         self._run(jobs, len(tasks), outs, threads, check=_may_be_read_only(outs))
 
     def fill_whole(self, groups: Sequence[tuple[bytes, Draw, Sequence[str], Sequence[Tensor]]], threads: int) -> None:
-        """The same for whole tensors that are simple, in groups of one draw and dtype: the head of their keys, and names.
+        """The same for whole tensors that are simple, in groups of one draw and dtype: the head of their keys, names.
 
         To make keys and jobs here, one by one, takes as long as to draw five hundred numbers for each.
         """
