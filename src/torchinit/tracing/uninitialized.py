@@ -32,13 +32,13 @@ from torchinit.tracing.regions import Snapshot, memory_of, snapshot, storage_of
 # more bits, as harmless as what may stand there anyway. After init_weights() what stood there before is put back, so
 # that a tensor that is never written holds what it would have held, and MMEngine's bits stay.
 #
-# On the host the moment is told by torch's allocator, in compiled code (csrc/allocations.c), which sees all memory, whoever
-# asks for it, and costs next to nothing. Without a compiler, and for other devices, it is told by torch's dispatcher. A
-# dispatch mode was tried: it sees every operation of a constructor, and made building half as dear again. All ways to
-# memory without values end in two operations, and the dispatcher has a key, DeferredInit, that torch reserves for those
-# who watch how modules come to be and uses for nothing itself. What is registered under it for those two, and for copies,
-# is called only in a thread that has switched the key on; all other operations pass it by at no cost. But each call into
-# Python takes some ten microseconds among others, a fifth of the time to build a model of many small layers.
+# On the host the moment is told by torch's allocator, in compiled code (csrc/allocations.c), which sees all memory,
+# whoever asks for it, and costs next to nothing. Without a compiler, and for other devices, it is told by torch's
+# dispatcher. A dispatch mode was tried: it sees every operation of a constructor, and made building half as dear again.
+# All ways to memory without values end in two operations, and the dispatcher has a key, DeferredInit, that torch
+# reserves for those who watch how modules come to be and uses for nothing itself. What is registered under it for those
+# two, and for copies, is called only in a thread that has switched the key on; all other operations pass it by at no
+# cost. But a call into Python takes ten microseconds among others, a fifth of the time of a model of many small layers.
 # What can go wrong: a copy that is made while nothing is watched is not known; neither is a write that leaves both ends
 # alone and comes before a constructor has ended or is not counted by torch, as those through `.data`; nor, after
 # init_weights(), one that writes what is there already. Nothing is watched within other people's dispatch modes, where
