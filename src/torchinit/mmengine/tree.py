@@ -249,11 +249,14 @@ def explain_unused_layers(index: ModuleIndex, module: nn.Module, rules: Sequence
         return
     if not names:
         yield f"an entry of {whose} has neither a layer nor an override: it initializes nothing"
-    by_name: dict[str, dict[nn.Module, None]] = {}
+    of_class: dict[type, dict[nn.Module, None]] = {}
     for turn in index.turns(module) if names else ():
-        cls = _class_of(index.modules[turn])
+        of_class.setdefault(type(index.modules[turn]), {})[index.modules[turn]] = None
+    by_name: dict[str, dict[nn.Module, None]] = {}
+    for modules in of_class.values():
+        cls = _class_of(next(iter(modules)))
         for name in (cls.name, *cls.bases):
-            by_name.setdefault(name, {})[index.modules[turn]] = None
+            by_name.setdefault(name, {}).update(modules)
     for name in names:
         if name not in by_name:
             near = did_you_mean(name, by_name) if len(names) > 1 else ""
@@ -282,8 +285,10 @@ def _has_weight_or_bias(module: nn.Module) -> bool:
 
 def _is_of_a_class(name: str) -> bool:
     """Whether any module class that is imported has the name: a list may name layers that this model does not have."""
+    if isinstance(getattr(nn, name, None), type):  # as most are
+        return True
     classes: list[type] = [nn.Module]
-    for cls in classes:  # which grows; torch's own come first
+    for cls in classes:  # which grows
         if cls.__name__ == name:
             return True
         classes += cls.__subclasses__()
