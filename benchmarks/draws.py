@@ -202,8 +202,8 @@ def column_shard(rows: int = 4096, columns: int = 4096, wanted: int = 512) -> It
         yield compare(what, ours, theirs, "a whole tensor", rows * wanted, times=2)
 
 
-def small_tensors(count: int = 1000, size: int = 768) -> Iterator[Row]:
-    """Many small tensors in one call, beside a call of torch's for each."""
+def small_tensors(how: str, clock: Callable[[], float], count: int = 1000, size: int = 768) -> Iterator[Row]:
+    """Many small tensors in one call, beside a call of torch's for each, which draws on one thread in any case."""
     outs = [torch.zeros(size) for _ in range(count)]
     jobs = [DrawRequest(Shard.whole(f"blocks.{i}.bias", out), "normal", (0.0, 0.02)) for i, out in enumerate(outs)]
 
@@ -211,9 +211,8 @@ def small_tensors(count: int = 1000, size: int = 768) -> Iterator[Row]:
         for out in outs:
             nn.init.normal_(out, 0.0, 0.02)
 
-    yield compare(
-        f"{count} tensors of {size}, one batch", partial(NOISE.fill_many, jobs), theirs, "torch.nn.init", count, times=3
-    )
+    what, ours = f"{count} tensors of {size}, one batch, {how}", partial(NOISE.fill_many, jobs)
+    yield compare(what, ours, theirs, "torch.nn.init", count, times=3, clock=clock)
 
 
 def all_rows(quick: bool) -> Iterator[Row]:
@@ -225,8 +224,10 @@ def all_rows(quick: bool) -> Iterator[Row]:
         yield from limits(sizes[2:])
         yield from instruction_sets(middle)
         yield from column_shard()
-        yield from small_tensors()
+        yield from small_tensors("one thread", time.process_time)
         yield from statistics(middle)
+    with threads(2):
+        yield from small_tensors("two threads", time.perf_counter)
     yield from two_threads(sizes[2:])
     yield from matrices([64, 512] if quick else [64, 512, 2048, 4096])
 
