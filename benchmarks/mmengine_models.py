@@ -22,30 +22,19 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import torch
+
 from benchmarks import results
+from tests.peers.openmmlab import _log_into, build
+from tests.peers.openmmlab_models import POSES, SEGMENTATION
+from tests.peers.openmmlab_sides import prepare
 
 REPEATS = 7
 SIDES = ("mmengine", "torchinit")
 KEEP = {"MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
 """Has the C library keep what is freed; the second is the most that it takes."""
-_SYNC = {"type": "SyncBN", "requires_grad": True}
-_LITE = {
-    "stem": {"stem_channels": 32, "out_channels": 32, "expand_ratio": 1},
-    "num_stages": 3,
-    "stages_spec": {
-        "num_modules": (2, 4, 2),
-        "num_branches": (2, 3, 4),
-        "num_blocks": (2, 2, 2),
-        "module_type": ("LITE", "LITE", "LITE"),
-        "with_fuse": (True, True, True),
-        "reduce_ratios": (8, 8, 8),
-        "num_channels": ((40, 80), (40, 80, 160), (40, 80, 160, 320)),
-    },
-    "with_head": True,
-}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ResNet-50": ("mmpretrain", {"type": "ResNet", "depth": 50}),
     "Swin-T": ("mmpretrain", {"type": "SwinTransformer", "arch": "tiny"}),
@@ -60,53 +49,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "HRNet-W18": ("mmpretrain", {"type": "HRNet", "arch": "w18"}),
     "EfficientNet-B0": ("mmpretrain", {"type": "EfficientNet", "arch": "b0"}),
-    "SegFormer-B0": (
-        "mmseg",
-        {
-            "type": "EncoderDecoder",
-            "backbone": {
-                "type": "MixVisionTransformer",
-                "embed_dims": 32,
-                "num_layers": [2, 2, 2, 2],
-                "num_heads": [1, 2, 5, 8],
-                "qkv_bias": True,
-                "drop_path_rate": 0.1,
-            },
-            "decode_head": {
-                "type": "SegformerHead",
-                "in_channels": [32, 64, 160, 256],
-                "in_index": [0, 1, 2, 3],
-                "channels": 256,
-                "num_classes": 19,
-                "norm_cfg": _SYNC,
-            },
-        },
-    ),
-    "CGNet": (
-        "mmseg",
-        {
-            "type": "EncoderDecoder",
-            "backbone": {"type": "CGNet", "norm_cfg": {**_SYNC, "eps": 1e-3}, "num_blocks": (3, 21)},
-            "decode_head": {
-                "type": "FCNHead",
-                "in_channels": 256,
-                "channels": 256,
-                "in_index": 2,
-                "num_convs": 0,
-                "concat_input": False,
-                "num_classes": 19,
-                "norm_cfg": {**_SYNC, "eps": 1e-3},
-            },
-        },
-    ),
-    "Lite-HRNet-18": (
-        "mmpose",
-        {
-            "type": "TopdownPoseEstimator",
-            "backbone": {"type": "LiteHRNet", "in_channels": 3, "extra": _LITE},
-            "head": {"type": "HeatmapHead", "in_channels": 40, "out_channels": 17, "deconv_out_channels": None},
-        },
-    ),
+    "SegFormer-B0": ("mmseg", SEGMENTATION["segformer"]),
+    "CGNet": ("mmseg", SEGMENTATION["cgnet"]),
+    "Lite-HRNet-18": ("mmpose", POSES["lite-hrnet"]),
 }
 MORE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "MobileNet-V3": ("mmpretrain", {"type": "MobileNetV3"}),
@@ -118,15 +63,7 @@ MORE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def serve(side: str, log: str) -> None:
     """Answer each model's name on standard input with the seconds that building and initializing it take."""
-    import torch
-
     answers, sys.stdout = sys.stdout, sys.stderr
-    # A package of the environment is called tests, too.
-    sys.modules["tests"] = ModuleType("tests")
-    sys.modules["tests"].__path__ = [str(Path(__file__).parents[1] / "tests")]
-    from tests.peers.openmmlab import _log_into, build
-    from tests.peers.openmmlab_sides import prepare
-
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     prepare(side)

@@ -1,16 +1,33 @@
-"""Models of the command line: found, built, or refused with a text that says what to do."""
+"""Models of the command line: found, built, or refused with the way out; their weights, in files safetensors reads."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from torchinit import CheckpointError
 from torchinit.cli.frame import ModelError, UsageError, parse_arguments
-from torchinit.cli.models import build, find
+from torchinit.cli.models import (
+    CODES,
+    build,
+    compare,
+    distinct,
+    find,
+    fingerprint_of,
+    open_file,
+    same_bits,
+    write,
+    write_state,
+)
 
 SOURCE = """
 import torch
@@ -158,3 +175,145 @@ def test_config_files_that_hold_no_settings(tmp_path: Path) -> None:
     path.rename(tmp_path / "confg.json")
     with pytest.raises(ModelError, match=r"there is no file '.*config.json'; did you mean '.*confg.json'\?"):
         build(f"transformers:{path}", {}, "meta")
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=8)
+SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+
+
+@given(st.dictionaries(NAMES, st.tuples(st.sampled_from(list(CODES)), SHAPES), max_size=6))
+def test_safetensors_reads_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, wanted: dict[str, object]
+) -> None:
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    tensors = {name: _bits(*what) for name, what in wanted.items()}  # type: ignore[misc]
+    write(path, tensors, {"format": "pt", "b": "2", "a": "ä"})
+    read = load_file(path)
+    assert read.keys() == tensors.keys()
+    assert all(same_bits(read[name], tensors[name]) for name in tensors)
+
+
+def _bits(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    size = torch.empty((), dtype=dtype).element_size()
+    raw = torch.randint(0, 2, (*shape, size), dtype=torch.uint8)
+    return raw.view(dtype).reshape(shape)
+
+
+def test_same_values_same_bytes_whatever_the_order(tmp_path: Path) -> None:
+    tensors = {"b": torch.ones(3), "a": torch.arange(6.0).view(2, 3).T, "n": torch.tensor(3)}
+    write(tmp_path / "1.safetensors", tensors, {"x": "1", "y": "2"})
+    write(tmp_path / "2.safetensors", dict(reversed(tensors.items())), {"y": "2", "x": "1"})
+    assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
+    assert torch.equal(load_file(tmp_path / "1.safetensors")["a"], tensors["a"])
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("scratch", torch.ones(2), persistent=False)
+        self.register_buffer("empty", torch.ones(0))
+        self.register_buffer("empty_too", torch.ones(0))
+
+
+def test_tied_tensor_is_written_once_and_its_other_name_told(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    write_state(path, Tied().state_dict(), {"torchinit.seed": "0"})
+    assert load_file(path).keys() == {
+        "embed.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var",
+        "norm.num_batches_tracked", "empty", "empty_too",
+    }  # fmt: skip
+    with safe_open(path, "pt") as file:
+        told = file.metadata()
+    assert json.loads(told["torchinit.tied"]) == {"head.weight": "embed.weight"}
+    assert (told["format"], told["torchinit.seed"]) == ("pt", "0")
+
+
+def test_what_the_format_cannot_hold(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    for tensor in (torch.ones(2, dtype=torch.complex128), torch.ones(2, 2).to_sparse(), torch.ones(2, device="meta")):
+        with pytest.raises(UsageError, match="x cannot be written: safetensors has no"):
+            write(path, {"x": tensor}, {})
+
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> object:
+            return {"scale": 1}
+
+        def set_extra_state(self, state: object) -> None:
+            del state
+
+    with pytest.raises(UsageError, match="_extra_state is a dict; safetensors holds tensors only"):
+        distinct(Extra(2, 3).state_dict())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_old_file_survives_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "w.safetensors"
+    write(path, {"x": torch.ones(2)}, {})
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("torchinit.cli.models.feed", full)
+    with pytest.raises(OSError, match="no space left"):
+        write(path, {"x": torch.zeros(2)}, {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_compare_names_every_difference(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    same, nan = torch.ones(2), torch.tensor([float("nan"), 1.0])
+    tensors = {"same": same, "nan": nan, "value": torch.zeros(3), "shape": torch.zeros(3), "dtype": same, "gone": same}
+    others = {
+        "same": same, "nan": nan, "value": torch.tensor([0.0, 0.5, 0.0]), "shape": torch.zeros(4),
+        "dtype": same.bfloat16(), "new": same, "zero": torch.zeros(2),
+    }  # fmt: skip
+    write(a, {**tensors, "zero": -torch.zeros(2)}, {})
+    write(b, others, {})
+    assert [str(change) for change in compare(a, b)] == [
+        "changed dtype: [2] float32 -> [2] bfloat16, 0 elements apart by up to 0",
+        "removed gone: [2] float32",
+        "added new: [2] float32",
+        "changed shape: [3] float32 -> [4] float32",
+        "changed value: [3] float32 -> [3] float32, 1 element apart by up to 0.5",
+        "changed zero: [2] float32 -> [2] float32, 0 elements apart by up to 0",
+    ]
+    assert compare(a, a) == ()
+
+
+def test_what_is_no_weight_file(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(UsageError, match="there is no file"):
+        compare(path, path)
+    path.write_bytes(b"nonsense" * 10)
+    with pytest.raises(CheckpointError, match="is not a valid safetensors file"):
+        compare(path, path)
+
+
+@pytest.mark.parametrize("tied", ["{", "[]", '{"b": 3}'])
+def test_metadata_of_ours_that_a_stranger_wrote_are_refused(tmp_path: Path, tied: str) -> None:
+    path = tmp_path / "w.safetensors"
+    write(path, {"a": torch.ones(2)}, {"torchinit.tied": tied})
+    with pytest.raises(
+        CheckpointError, match=r"torchinit\.tied (is not JSON|is not a table|are not names of its tensors)"
+    ):
+        fingerprint_of(path)
+
+
+def test_a_file_knows_the_names_of_a_tied_tensor(tmp_path: Path) -> None:
+    model, path = Tied(), tmp_path / "w.safetensors"
+    write_state(path, model.state_dict(), {})
+    found = fingerprint_of(path)
+    assert found.aliases
+    assert all(found.of(name) is not None for name in model.state_dict())
+
+
+def test_tensors_of_a_file_by_name(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2), "b": torch.zeros(3)}, tmp_path / "w.safetensors")
+    tensors, tied = open_file(tmp_path / "w.safetensors")
+    assert (sorted(tensors), tensors["a"].tolist(), tied) == (["a", "b"], [1.0, 1.0], {})

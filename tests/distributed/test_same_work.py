@@ -27,6 +27,7 @@ from torchinit import (
     seeded,
     verify_replicas,
 )
+from torchinit.distributed import verify_stages
 from torchinit.integrations.fsdp import param_init_fn
 from torchinit.integrations.torchtitan import param_init
 from torchinit.mmengine import WEIGHT_INITIALIZERS, Sequential
@@ -242,6 +243,7 @@ def others(rank: int) -> dict[str, str]:
 
     return {
         "a comparison": either(write, check),
+        "stages": either(write, verify_stages),
         "a fingerprint": either(write, fingerprint),
         "seeded around it": either(write, lambda model: seeded_around(model, 0)),
         "one has memory": said(lambda: write(spread(line, meta=not rank))),
@@ -276,6 +278,7 @@ APART = "RunError: the ranks do not do the same\n  "
     ("what", "first", "second"),
     [
         ("a comparison", "torchinit.initialize", "torchinit.verify_replicas"),
+        ("stages", "torchinit.initialize", "torchinit.distributed.verify_stages"),
         ("a fingerprint", "torchinit.initialize", "torchinit.fingerprint"),
         ("seeded around it", "torchinit.initialize", "torchinit.seeded"),
         ("one has memory", "torchinit.materialize", "torchinit.initialize"),

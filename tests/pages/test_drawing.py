@@ -78,9 +78,28 @@ def test_the_prediction_is_a_line_of_its_own_where_it_is_known() -> None:
 def test_two_starts_are_told_by_dash_colour_and_a_name_each_that_cover_nothing() -> None:
     svg = draw(figure((1.0, 0.9, 0.8), (1.1, 1.0, 0.9)))
     assert '<g class="two">' in svg
-    boxes = re.findall(r'<text class="name end" x="([\d.]+)" y="([\d.]+)">(.*?)</text>', svg)
-    assert [label for _, _, label in boxes] == ["line 0", "line 1"]
-    assert abs(float(boxes[0][1]) - float(boxes[1][1])) >= 12
+    heights = names_of(svg)
+    assert heights.keys() == {"line 0", "line 1"}
+    assert abs(heights["line 0"] - heights["line 1"]) >= 12
+    for y in heights.values():  # letters reach from 9 above to 2 below; a dot has a radius of 2.8
+        assert not [dot for x, dot in circles(svg) if x > 420 and y - 9 - 2.8 < dot < y + 2 + 2.8]
+
+
+def names_of(svg: str) -> dict[str, float]:
+    return {name: float(y) for y, name in re.findall(r'class="name end" x="[\d.]+" y="([\d.]+)">(.*?)<', svg)}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_lines_that_end_near_each_other_the_upper_one_has_the_upper_name(first: int) -> None:
+    rising, flat = tuple(10.0**at for at in range(-30, -2)), (0.01,) * 28
+    lines = (rising, flat) if first == 0 else (flat, rising)
+    names = names_of(draw(figure(*lines)))
+    assert names[f"line {1 - first}"] < names[f"line {first}"]
+
+
+def test_no_line_of_the_grid_goes_through_the_name_of_the_band() -> None:
+    svg = draw(figure((1.0, 0.9), band=(1e-3, 1e3)))
+    assert svg.index('class="grid"') < svg.index(">healthy<") < svg.index('class="line"')
 
 
 def test_the_name_of_a_line_that_ends_early_is_at_its_end() -> None:

@@ -1,4 +1,4 @@
-"""Models: what of mmpretrain and mmdet is initialized on both sides, each as its package's own config would ask for it.
+"""Models: what of OpenMMLab's packages is initialized on both sides, each as its package's own config would ask for it.
 
 Default classes and default arguments, the smallest architecture where a family has several, so that the whole list
 takes half a minute a side. What a config leaves out is the class's own default, its `init_cfg` above all.
@@ -209,6 +209,39 @@ _DETECTION: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+_SYNC = {"type": "SyncBN", "requires_grad": True}
+
+SEGMENTATION: dict[str, dict[str, Any]] = {
+    "segformer": {
+        "type": "EncoderDecoder",
+        "backbone": {"type": "MixVisionTransformer", "embed_dims": 32, "num_layers": [2, 2, 2, 2],
+            "num_heads": [1, 2, 5, 8], "qkv_bias": True, "drop_path_rate": 0.1},
+        "decode_head": {"type": "SegformerHead", "in_channels": [32, 64, 160, 256], "in_index": [0, 1, 2, 3],
+            "channels": 256, "num_classes": 19, "norm_cfg": _SYNC},
+    },
+    "cgnet": {
+        "type": "EncoderDecoder",
+        "backbone": {"type": "CGNet", "norm_cfg": {**_SYNC, "eps": 1e-3}, "num_blocks": (3, 21)},
+        "decode_head": {"type": "FCNHead", "in_channels": 256, "channels": 256, "in_index": 2, "num_convs": 0,
+            "concat_input": False, "num_classes": 19, "norm_cfg": {**_SYNC, "eps": 1e-3}},
+    },
+}  # fmt: skip
+
+POSES: dict[str, dict[str, Any]] = {
+    "lite-hrnet": {
+        "type": "TopdownPoseEstimator",
+        "backbone": {"type": "LiteHRNet", "in_channels": 3, "extra": {
+            "stem": {"stem_channels": 32, "out_channels": 32, "expand_ratio": 1},
+            "num_stages": 3,
+            "stages_spec": {"num_modules": (2, 4, 2), "num_branches": (2, 3, 4), "num_blocks": (2, 2, 2),
+                "module_type": ("LITE", "LITE", "LITE"), "with_fuse": (True, True, True), "reduce_ratios": (8, 8, 8),
+                "num_channels": ((40, 80), (40, 80, 160), (40, 80, 160, 320))},
+            "with_head": True,
+        }},
+        "head": {"type": "HeatmapHead", "in_channels": 40, "out_channels": 17, "deconv_out_channels": None},
+    },
+}  # fmt: skip
+
 _WRONG: dict[str, Any] = {
     "wrong-type": {"type": "Kaimng", "layer": "Conv2d"},
     "wrong-argument": {"type": "Normal", "layer": "Conv2d", "sdt": 0.1},
@@ -231,10 +264,11 @@ INNER_WRITERS = {"det-pvt": {f"layers.{stage}.1.0.pos_embed": _EMBEDDING for sta
 MODELS = (
     *(Case(name, "mmpretrain", config) for name, config in {**_BACKBONES, **_CLASSIFIERS}.items()),
     *(Case(name, "mmdet", config) for name, config in _DETECTION.items()),
+    *(Case(name, "mmseg", config) for name, config in SEGMENTATION.items()),
+    *(Case(name, "mmpose", config) for name, config in POSES.items()),
 )
 WRONG = tuple(
     Case(name, "mmpretrain", {"type": "ResNet", "depth": 18, "init_cfg": init_cfg}) for name, init_cfg in _WRONG.items()
 )
-WHOLE = tuple(
-    case for case in MODELS if case.name in {"mae", "detr", "retinanet"} or case.name.startswith("classifier-")
-)
+_WHOLE = {"mae", "detr", "retinanet", *SEGMENTATION, *POSES}
+WHOLE = tuple(case for case in MODELS if case.name in _WHOLE or case.name.startswith("classifier-"))

@@ -1,7 +1,7 @@
-"""Real models of mmpretrain and mmdet start with the same bits under torchinit as under MMEngine, and the log is true.
+"""Real models of OpenMMLab start with the same bits under torchinit as under MMEngine, and the log is true.
 
-The harness is openmmlab.py with openmmlab_sides.py, the list of models openmmlab_models.py. Every config that the two
-packages ship is run by hand: `.venv-peers/bin/python tests/peers/openmmlab_sweep.py --help`.
+The harness is openmmlab.py with openmmlab_sides.py, the list of models openmmlab_models.py. Every config that
+mmpretrain and mmdet ship is run by hand: `.venv-peers/bin/python tests/peers/openmmlab_sweep.py --help`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Real models of mmpretrain and mmdet through the meta device: the bits of `init_weights(seed=0)`, alone and on ranks.
+"""Real models of OpenMMLab through the meta device: the bits of `init_weights(seed=0)`, alone and on ranks.
 
 Every model of the list, by hand: `.venv-peers/bin/python tests/peers/openmmlab_meta.py FOLDER 0 1`.
 """
@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 WORKER = str(Path(__file__).with_name("openmmlab_meta.py"))
-ALONE = ("resnet", "resnet-pretrained", "hrnet", "swin", "mae", "retinanet", "det-dcn", "head-rtmdet", "vit")
+ALONE = (
+    *("resnet", "resnet-pretrained", "hrnet", "swin", "mae", "retinanet", "det-dcn", "head-rtmdet", "vit"),
+    *("segformer", "cgnet", "lite-hrnet"),
+)
 ON_RANKS = ("resnet-pretrained", "head-retina")
 
 

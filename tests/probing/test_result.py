@@ -165,6 +165,8 @@ def test_lint_and_everything_else_is_on_the_page(bad: Probe, tmp_path: Path) -> 
     bad.save_html(tmp_path / "page.html", lint=torchinit.lint(mlp(0.02)))
     text = check((tmp_path / "page.html").read_text("utf-8")).text
     assert "TI408" in text
+    facts = page_of(bad, lint=torchinit.lint(mlp(0.02))).facts
+    assert facts[-2:] == (("2", "errors and warnings"), ("1", "errors and warnings of lint"))
     assert bad.start is not None
     assert bad.start.fingerprint == torchinit.fingerprint(mlp(0.02)).total
     assert bad.start.fingerprint in text

@@ -265,7 +265,7 @@ def verify_stages(model: nn.Module, *, group: ProcessGroup | None = None) -> Non
     >>> verify_stages(nn.Linear(8, 8))
     >>> dist.destroy_process_group()
     """
-    spread = over_group(group, "torchinit.verify_stages")
+    spread = over_group(group, "torchinit.distributed.verify_stages")
 
     def compared() -> dict[str, tuple[str, str, str]]:
         if any(parameter.is_meta for parameter in model.parameters()):

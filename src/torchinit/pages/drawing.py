@@ -23,6 +23,7 @@ WIDTH, HEIGHT = 480, 246
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 470.0, 14.0, 204.0
 _LETTER: Final = 6.6
 _MOST_DOTS: Final = 60
+_DOT: Final = 2.8
 _FEW: Final = 2
 """The most lines that have their names among them; more have them in a margin."""
 _MARGIN: Final = 200
@@ -123,12 +124,12 @@ class _Canvas:
     def is_free(self, box: Box) -> bool:
         left, top, right, bottom = box
         apart = all(right < b[0] or b[2] < left or bottom < b[1] or b[3] < top for b in self.boxes)
-        inside = any(left <= x <= right and top <= y <= bottom for x, y in self.points)
+        inside = any(left <= x <= right and top - _DOT <= y <= bottom + _DOT for x, y in self.points)
         return apart and not inside and top > 0 and bottom < _BOTTOM
 
-    def place(self, width: float, right: float, y: float) -> float:
+    def place(self, width: float, right: float, y: float, *, below: bool) -> float:
         """The height of a label that ends at the right, as near to a height as is free; above it if none is."""
-        tried = [y + sign * step + 4 for step in range(8, 140, 4) for sign in (-1, 1)]
+        tried = [y + sign * step + 4 for step in range(8, 140, 4) for sign in ((1, -1) if below else (-1, 1))]
         free = (at for at in tried if self.is_free((right - width, at - 11, right, at + 4)))
         chosen = next(free, y - 8)
         self.boxes.append((right - width, chosen - 11, right, chosen + 4))
@@ -150,7 +151,8 @@ def draw(figure: Figure) -> str:
     scale, xs = _scale(figure), _across(figure)
     drawn = [[(xs[at], scale.y(each.values[at])) for at in each.known] for each in figure.series]
     canvas = _Canvas([point for line in drawn for point in _along(line)])
-    parts = [*_band(figure, scale, canvas), *_axes(figure, scale, xs), *_predictions(figure, scale, xs)]
+    band, healthy = _band(figure, scale, canvas)
+    parts = [band, *_axes(figure, scale, xs), healthy, *_predictions(figure, scale, xs)]
     for each, points in zip(figure.series, drawn, strict=True):
         parts += _line(figure, each, points)
     parts += _within(figure, drawn, canvas) if len(drawn) <= _FEW else _beside(figure, drawn)
@@ -168,20 +170,21 @@ def _across(figure: Figure) -> list[float]:
     return [_LEFT + 4 + (_RIGHT - 8 - _LEFT) * (each - low) / (wide or 1.0) for each in places]
 
 
-def _band(figure: Figure, scale: _Scale, canvas: _Canvas) -> Iterator[str]:
+def _band(figure: Figure, scale: _Scale, canvas: _Canvas) -> tuple[str, str]:
+    """The band of healthy values, below the grid, and its name, above it."""
     if figure.band is None:
-        return
+        return "", ""
     low, high = figure.band
     top, bottom = scale.y(high) if high < math.inf else scale.top, scale.y(low) if low > 0 else scale.bottom
     size = f'width="{_RIGHT - _LEFT:g}" height="{bottom - top:.1f}"'
-    yield f'<rect class="band" x="{_LEFT:g}" y="{top:.1f}" {size}/>'
-    corners = [(x, y) for y in (top + 15, bottom - 7) for x in (_LEFT + 56, _RIGHT - 6)]
+    band = f'<rect class="band" x="{_LEFT:g}" y="{top:.1f}" {size}/>'
+    corners = [(x, y) for y in (top + 15, bottom - 4) for x in (_LEFT + 56, _RIGHT - 6)]
     for x, y in corners:
         box = x - 48, y - 11, x, y + 4
         if bottom - top > 14 and canvas.is_free(box):
             canvas.boxes.append(box)
-            yield f'<text class="healthy end" x="{x:g}" y="{y:.1f}">healthy</text>'
-            break
+            return band, f'<text class="healthy end" x="{x:g}" y="{y:.1f}">healthy</text>'
+    return band, ""
 
 
 def _axes(figure: Figure, scale: _Scale, xs: Sequence[float]) -> Iterator[str]:
@@ -219,7 +222,7 @@ def _line(figure: Figure, series: Series, points: Sequence[Point]) -> Iterator[s
     if len(points) <= _MOST_DOTS:
         for at, (x, y) in zip(series.known, points, strict=True):
             title = f"{escape(figure.places[at])}: {digits(series.values[at])}"
-            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.8"><title>{title}</title></circle>'
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{_DOT}"><title>{title}</title></circle>'
     yield "</g>"
 
 
@@ -228,14 +231,14 @@ def _kind(series: Series) -> str:
 
 
 def _within(figure: Figure, drawn: Sequence[Sequence[Point]], canvas: _Canvas) -> Iterator[str]:
-    """The names of a few lines, each near the end of its line."""
-    for series, points in zip(figure.series, drawn, strict=True):
-        if points:
-            label = cut(series.label, 44)
-            wide = _LETTER * len(label)
-            x = min(points[-1][0] + 10 + wide, _RIGHT - 5)
-            y = canvas.place(wide, x, points[-1][1])
-            yield f'<g class="{_kind(series)}"><text class="name end" x="{x:g}" y="{y:.1f}">{escape(label)}</text></g>'
+    """The names of a few lines, each near the end of its line: of the upper one above it, of the lower one below."""
+    ends = [(points[-1], each) for each, points in zip(figure.series, drawn, strict=True) if points]
+    for place, ((end, y), series) in enumerate(sorted(ends, key=lambda one: one[0][1])):
+        label = cut(series.label, 44)
+        wide = _LETTER * len(label)
+        x = min(end + 10 + wide, _RIGHT - 5)
+        at = canvas.place(wide, x, y, below=place > 0)
+        yield f'<g class="{_kind(series)}"><text class="name end" x="{x:g}" y="{at:.1f}">{escape(label)}</text></g>'
 
 
 def _beside(figure: Figure, drawn: Sequence[Sequence[Point]]) -> Iterator[str]:

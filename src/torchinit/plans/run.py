@@ -1,4 +1,4 @@
-"""Runs: a plan carried out; the only place that writes."""
+"""Runs: a plan carried out; the only place that writes, with the simple steps."""
 
 from __future__ import annotations
 

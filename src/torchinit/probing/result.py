@@ -178,7 +178,7 @@ def page_of(result: Probe, beside: Probe | None = None, lint: Findings | None = 
         "error" if result.findings.errors else "warning" if severe else "good",
         (_bill(measured), *([f"Compared with {label}: {beside.verdict}"] if beside else [])),
         tuple(dict.fromkeys(each.remedy for each in severe if each.remedy)),
-        tuple(_facts(result)),
+        tuple(_facts(result, lint)),
         (*_chains(measured, compared, name), *_others(measured, compared, name)),
         tuple(_distributions(start, other)) if start else (),
         tuple(_sections(result, other, name, lint)),
@@ -194,7 +194,7 @@ def _bill(measured: Measurement) -> str:
     return f"The loss at the start is {goal.loss:.4g} ({goal.text}){guess}. Measured on {where}."
 
 
-def _facts(result: Probe) -> Iterator[tuple[str, str]]:
+def _facts(result: Probe, lint: Findings | None) -> Iterator[tuple[str, str]]:
     measured, start = result.runs[0], result.start
     if start:
         tensors = sum(len(each.names) for each in start.parameters)
@@ -204,6 +204,8 @@ def _facts(result: Probe) -> Iterator[tuple[str, str]]:
         yield digits(measured.objective.logits), "RMS of the logits"
     yield str(sum(not each.gradient for each in measured.parameters)), "tensors without a gradient in the first step"
     yield str(len(result.findings.at_least("warning"))), "errors and warnings"
+    if lint is not None:
+        yield str(len(lint.at_least("warning"))), "errors and warnings of lint"
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

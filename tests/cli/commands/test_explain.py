@@ -1,9 +1,12 @@
-"""explain: every argument has a meaning, and every example runs, as TOML and as Python, to the same rule."""
+"""The commands `explain`, `list`, `roles` and `completion`: every argument has a meaning, every example runs."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ from torch import nn
 
 import torchinit
 from tests.catalogue import ENTRIES, ROOT
+from tests.cli.given import TRANSFORMER
 from torchinit.checkpoints import adapters
 from torchinit.checkpoints.adapters import ADAPTERS
 from torchinit.cli import main
 from torchinit.cli.classes import arguments_of
-from torchinit.cli.commands import explain
+from torchinit.cli.commands import COMMANDS, explain
 from torchinit.errors import RunError
 from torchinit.linting import CHECKS
 from torchinit.model import Shard, Site
@@ -215,3 +219,140 @@ def test_a_misspelt_name_of_a_paper(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "HyperCloneing"]) == 2
     assert "did you mean" in capsys.readouterr().err
     assert main(["explain", "WangX"]) == 2
+
+
+BASH = """
+source {file}
+COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMPREPLY=()
+_shtab_torchinit torchinit "${{COMP_WORDS[$COMP_CWORD]}}" "${{COMP_WORDS[$((COMP_CWORD-1))]}}"
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+FISH = "source {file}; complete -C 'torchinit {words}' | cut -f1"
+
+CASES = [
+    ("torchinit pl", "plan"),
+    ("torchinit list ad", "adapters"),
+    ("torchinit check --fail-on w", "warning"),
+    ("torchinit plan --comp", "--complete"),
+    ("torchinit cache v", "verify"),
+]
+
+
+def printed(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["completion", shell]) == 0
+    file = tmp_path / f"torchinit.{shell}"
+    file.write_text(capsys.readouterr().out, encoding="utf-8")
+    return file
+
+
+def ran(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(("words", "expected"), CASES)
+def test_bash(words: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = printed("bash", tmp_path, capsys)
+    assert ran(["bash", "-c", BASH.format(file=file, words=words)]).split() == [expected]
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="no fish here")
+@pytest.mark.parametrize(("words", "expected"), CASES)
+def test_fish(words: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, words = printed("fish", tmp_path, capsys), words.removeprefix("torchinit ")
+    assert ran(["fish", "-c", FISH.format(file=file, words=words)]).split() == [expected]
+
+
+def test_zsh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = printed("zsh", tmp_path, capsys)
+    text = file.read_text("utf-8")
+    assert text.startswith("#compdef torchinit\n")
+    assert all(f"\n    {name}:'" in text for name in COMMANDS)
+    if shutil.which("zsh"):
+        ran(["zsh", "-n", str(file)])
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert "shell completion needs an optional dependency: pip install 'torchinit[cli]'" in capsys.readouterr().err
+
+
+def test_another_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["completion", "tcsh"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'tcsh'" in capsys.readouterr().err
+
+
+def test_roles(capsys: pytest.CaptureFixture[str]) -> None:
+    """Like blocks are one line, unless all are asked for; JSON has every parameter."""
+    assert main(["roles", TRANSFORMER]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["tensor", "×", "role", "why"]
+    assert len(lines) < 30
+    assert main(["roles", TRANSFORMER, "--all"]) == 0
+    every = capsys.readouterr().out.splitlines()
+    assert main(["roles", TRANSFORMER, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert every[-1].startswith(f"{len(data)} parameters")
+    assert len(every) == len(data) + 2
+    assert data["wte.weight"]["name"] == "embed.token"
+    assert main(["roles", TRANSFORMER, "--unsure", "--json"]) == 0
+    unsure = json.loads(capsys.readouterr().out)
+    assert unsure == {name: role for name, role in data.items() if not role["sure"]}
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("initializers", "Kaiming"),
+        ("selectors", "Layer"),
+        ("adapters", "Fuse"),
+        ("layers", "Conv2d"),
+        ("schemes", "gpt2"),
+        ("nonlinearities", "gelu"),
+    ],
+)
+def test_list(what: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", what]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert name in [line.split()[0] for line in lines]
+    assert all(len(line.split()) > 1 for line in lines)
+    assert main(["list", what, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == len(lines)
+
+
+def test_everything_listed_can_be_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    for what in ("initializers", "selectors", "adapters", "schemes"):
+        assert main(["list", what, "--json"]) == 0
+        for name in json.loads(capsys.readouterr().out):
+            assert main(["explain", name]) == 0
+            out = capsys.readouterr().out
+            assert out.startswith(f"{name}: ")
+            assert ":math:" not in out
+            assert "``" not in out
+
+
+def test_explain_tells_formula_arguments_and_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "depthscaled"]) == 0
+    out = capsys.readouterr().out
+    assert "factor = 1 / sqrt(branches · n)" in out
+    assert "\n  init, required\n    The initializer that is changed" in out
+    assert "\n  by = 'depth' (depth, index)\n" in out
+    assert "https://arxiv.org/abs/1908.11365" in out
+    assert ">>> DepthScaled(Normal(std=0.02)).resolve(site)" in out
+    assert main(["explain", "Normal", "--json"]) == 0
+    told = {"name": "std", "default": "1.0", "choices": [], "meaning": "The standard deviation of the values."}
+    assert json.loads(capsys.readouterr().out)["arguments"][1] == told
+    assert main(["explain", "mixture"]) == 0
+    text = capsys.readouterr().out
+    assert "Source: Jiang et al." in text
+    assert re.search(r"router_std = std \(0 to 10\)\n +standard deviation of the routers", text)
+
+
+def test_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "Kaimng"]) == 2
+    assert (
+        "no initializer, selector, adapter, check, scheme or parametrization 'Kaimng'; did you mean 'Kaiming'?"
+        in capsys.readouterr().err
+    )

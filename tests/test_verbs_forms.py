@@ -109,7 +109,7 @@ def with_cli(recipe: Any, tmp_path: Path) -> dict[str, Tensor]:
         path = tmp_path / "data.json"
         path.write_text(json.dumps(recipe_to_data(to_rules(recipe))))
     factory = tmp_path / "models.py"
-    factory.write_text("from tests.test_forms import net\n")
+    factory.write_text("from tests.test_verbs_forms import net\n")
     output = tmp_path / "out.safetensors"
     assert main(["apply", f"{factory}:net", str(path), "--seed", "3", "--complete", "-o", str(output), "--force"]) == 0
     model = net()

@@ -66,7 +66,7 @@ def test_reports_values_and_generator_are_those_of_a_write_that_is_seen(
     told = outcome(dtype, seed)
     monkeypatch.setattr(functional, "watchers_of", lambda tensor: ())
     assert told == outcome(dtype, seed)
-    assert all(record.operation and "test_telling.py" in record.line for record in told[2])
+    assert all(record.operation and "test_functional.py" in record.line for record in told[2])
 
 
 def test_a_write_is_told_where_nobody_else_watches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ WAYS: dict[str, tuple[Callable[[Any], object], str]] = {
 def test_a_write_is_stopped_and_its_line_named(way: str, opened: Callable[[Any], Any]) -> None:
     one, (write, what) = model(), WAYS[way]
     held, before = one[0].weight, one[0].weight.detach().clone()
-    text = rf"^0\.weight is locked, and tests/tracing/test_locks\.py:\d+ would write it: {what}"
+    text = rf"^0\.weight is locked, and tests/tracing/test_regions\.py:\d+ would write it: {what}"
     with lock(one, "0.weight"), pytest.raises(LockError, match=text), opened(one):
         write(one)
     assert one[0].weight is held
@@ -120,7 +120,7 @@ def test_the_error_can_be_sent_between_processes() -> None:
 def test_a_run_that_would_write_a_locked_site_writes_nothing(seed: int | None) -> None:
     one = model()
     before = [parameter.clone() for parameter in one.parameters()]
-    text = r"0\.weight is locked, and tests/tracing/test_locks\.py:\d+ would write it: Normal\(std=0\.02\)"
+    text = r"0\.weight is locked, and tests/tracing/test_regions\.py:\d+ would write it: Normal\(std=0\.02\)"
     with lock(one, "0.weight"), trace(one), pytest.raises(LockError, match=text):
         initialize(one, Rule(Leaf("bias", "weight"), Normal(std=0.02)), seed=seed)
     assert all(torch.equal(one, other) for one, other in zip(before, one.parameters(), strict=True))

@@ -19,7 +19,7 @@ from torchinit import Name, Pretrained, Rule, open_checkpoint
 from torchinit.cli import main
 from torchinit.recipes import decode_recipe
 
-MODEL = f"{Path(__file__).parents[2]}/examples/models.py:mlp"
+MODEL = f"{Path(__file__).parents[3]}/examples/models.py:mlp"
 
 
 @pytest.fixture
