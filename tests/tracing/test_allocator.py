@@ -178,10 +178,10 @@ def test_a_torch_without_the_functions_keeps_its_allocator(monkeypatch: pytest.M
 
 
 UNLIKE = """
-import ctypes, sys, torch
 from torchinit.tracing import allocator as under_test
 under_test._SYMBOLS = (*under_test._SYMBOLS[:3], "_ZN3c1015GetCPUAllocatorEv")  # not what the table names there
 assert under_test.allocator() is None
+import torch
 from torch import nn
 from torchinit import BaseModule
 from torchinit.tracing import is_unfilled
@@ -195,6 +195,23 @@ assert is_unfilled(One().weight)
 
 def test_a_torch_with_another_table_keeps_its_allocator() -> None:
     subprocess.run([sys.executable, "-c", UNLIKE], check=True)
+
+
+ANOTHER = """
+import ctypes
+from torchinit.tracing import allocator as under_test
+libc10 = ctypes.CDLL(under_test.torch_library())
+standard, put = (getattr(libc10, name) for name in under_test._SYMBOLS[1:3])
+standard.restype, put.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_uint8]
+known = under_test.allocator()
+assert known is None or known.begin()
+put(standard(), 0)  # as a library does that brings its own
+assert known is None or not known.begin()
+"""
+
+
+def test_another_allocator_that_comes_later_is_seen() -> None:
+    subprocess.run([sys.executable, "-c", ANOTHER + UNLIKE[UNLIKE.index("import torch\n") :]], check=True)
 
 
 @needs_allocator

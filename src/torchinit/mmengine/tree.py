@@ -249,14 +249,7 @@ def explain_unused_layers(index: ModuleIndex, module: nn.Module, rules: Sequence
         return
     if not names:
         yield f"an entry of {whose} has neither a layer nor an override: it initializes nothing"
-    of_class: dict[type, dict[nn.Module, None]] = {}
-    for turn in index.turns(module) if names else ():
-        of_class.setdefault(type(index.modules[turn]), {})[index.modules[turn]] = None
-    by_name: dict[str, dict[nn.Module, None]] = {}
-    for modules in of_class.values():
-        cls = _class_of(next(iter(modules)))
-        for name in (cls.name, *cls.bases):
-            by_name.setdefault(name, {}).update(modules)
+    by_name = _by_class_name([index.modules[turn] for turn in index.turns(module)]) if names else {}
     for name in names:
         if name not in by_name:
             near = did_you_mean(name, by_name) if len(names) > 1 else ""
@@ -269,6 +262,19 @@ def explain_unused_layers(index: ModuleIndex, module: nn.Module, rules: Sequence
                     f"layer {name!r} of {whose} matches {count(len(by_name[name]), 'module')}"
                     f" without weight or bias; name its parameters instead: name='**.{leaves[0]}'"
                 )
+
+
+def _by_class_name(modules: Iterable[nn.Module]) -> dict[str, dict[nn.Module, None]]:
+    """Modules by each name of their classes and of what these derive from."""
+    of_class: dict[type, dict[nn.Module, None]] = {}
+    for module in modules:
+        of_class.setdefault(type(module), {})[module] = None
+    by_name: dict[str, dict[nn.Module, None]] = {}
+    for alike in of_class.values():
+        cls = _class_of(next(iter(alike)))
+        for name in (cls.name, *cls.bases):
+            by_name.setdefault(name, {}).update(alike)
+    return by_name
 
 
 def _layers_of(rule: Rule) -> tuple[str, ...] | None:

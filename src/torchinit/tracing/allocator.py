@@ -31,18 +31,19 @@ class Allocator:
     """The allocator that stamps; it does so for a thread between ``begin`` and ``end``, which may nest."""
 
     def __init__(self, library: ctypes.PyDLL) -> None:
-        self._watch, self._hand_out = library.torchinit_watch, library.torchinit_watch_hand_out
-        self._traces = library.torchinit_watch_traces
-        self._watch.restype = self._hand_out.restype = None
+        self._begin, self._end = library.torchinit_watch_begin, library.torchinit_watch_end
+        self._hand_out, self._traces = library.torchinit_watch_hand_out, library.torchinit_watch_traces
+        self._end.restype = self._hand_out.restype = None
         self._hand_out.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
         self._traces.restype = ctypes.c_uint64
         self._traces.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_char_p]
 
-    def begin(self) -> None:
-        self._watch(1)
+    def begin(self) -> bool:
+        """Begin a watch; False, and there is none, where another allocator has come to be in use since."""
+        return bool(self._begin())
 
     def end(self) -> None:
-        self._watch(0)
+        self._end()
 
     def hand_out(self, memory: Tensor) -> None:
         """Take memory for handed out just now."""
@@ -70,11 +71,15 @@ def allocator() -> Allocator | None:
     """The allocator, put in the place of torch's; None where there is no compiled code, or torch is not as expected."""
     if dispatch.chosen_kernel() is None:
         return None
-    torch_library = Path(torch.__file__).parent / "lib" / ("libc10.dylib" if sys.platform == "darwin" else "libc10.so")
     try:
         library = ctypes.PyDLL(str(LIBRARY))
-        functions = ctypes.CDLL(str(torch_library))
+        functions = ctypes.CDLL(torch_library())
         addresses = [ctypes.cast(getattr(functions, symbol), ctypes.c_void_p) for symbol in _SYMBOLS]
         return Allocator(library) if library.torchinit_watch_allocator(*addresses) else None
     except (OSError, AttributeError):
         return None
+
+
+def torch_library() -> str:
+    """The file in which torch's allocators are."""
+    return str(Path(torch.__file__).parent / "lib" / ("libc10.dylib" if sys.platform == "darwin" else "libc10.so"))

@@ -274,14 +274,13 @@ def watching(*, within_modes: bool = False) -> Iterator[Remember]:
     # What torch fills itself when it hands it out, so that programs are deterministic, loses the allocator's stamp.
     is_filled = torch.are_deterministic_algorithms_enabled() and torch._C._get_deterministic_fill_uninitialized_memory()
     host = None if is_filled else allocator()
+    host = host if host and host.begin() else None
     _fallthrough(), _copies_are_seen()
     if host is None or torch.accelerator.current_accelerator() is not None:
         _allocations_are_seen()
     watch = _Watch(host)
     token = _WATCH.set(watch)
     torch._C._dispatch_tls_set_dispatch_key_included(_KEY, True)
-    if host:
-        host.begin()
     try:
         yield watch.remember
     finally:

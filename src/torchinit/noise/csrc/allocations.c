@@ -23,6 +23,7 @@ typedef struct { uint64_t index, head, tail; } trace;
 
 static void *entries[HEADER + ENTRIES];
 static void **ours = entries + HEADER; /* its address is that of an object whose class has the table */
+static void *(*in_use)(void);
 static void *theirs;
 static allocate_fn *their_allocate;
 
@@ -79,6 +80,7 @@ int torchinit_watch_allocator(void *(*get)(void), void *(*standard)(void), void 
     if (now == &ours) return 1;
     if (theirs || now != standard() || (*(void ***)now)[IS_SIMPLE] != is_simple) return 0;
     memcpy(entries, *(void ***)now - HEADER, sizeof entries);
+    in_use = get;
     theirs = now;
     their_allocate = (allocate_fn *)ours[ALLOCATE];
     ours[ALLOCATE] = (void *)allocate;
@@ -86,9 +88,14 @@ int torchinit_watch_allocator(void *(*get)(void), void *(*standard)(void), void 
     return get() == &ours;
 }
 
-/* Whether this thread's watch begins or ends; they may nest. */
-void torchinit_watch(int begins) {
-    if (begins) { here.watches++; return; }
+/* Begins a watch of this thread; they may nest. Returns 0, and does nothing, where another allocator has taken our place. */
+int torchinit_watch_begin(void) {
+    if (in_use() != &ours) return 0;
+    here.watches++;
+    return 1;
+}
+
+void torchinit_watch_end(void) {
     if (--here.watches) return;
     free(here.slots);
     here.slots = NULL;
