@@ -99,6 +99,10 @@ class _Watch:
             self.before[key] = before
             head.value, tail.value = stamp
 
+    def is_stamped(self, tensor: Tensor, kwargs: Mapping[str, Any]) -> bool:
+        """Whether the allocator has stamped what was handed out: pinned memory is another one's."""
+        return self.host is not None and tensor.is_cpu and not kwargs.get("pin_memory")
+
     def carry_out(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], call: Callable[..., Any] | None = None
     ) -> Any:
@@ -106,7 +110,7 @@ class _Watch:
         call = call or func
         if func not in _COPYING:
             result = call(*args, **kwargs)
-            if func.overloadpacket in ALLOCATING and not (self.host and result.is_cpu):
+            if func.overloadpacket in ALLOCATING and not self.is_stamped(result, kwargs):
                 self.hand_out(result)
             return result
         ends = ends_of(args[0])
@@ -213,7 +217,7 @@ def _quick(operation: torch._ops.OpOverload) -> Callable[..., Any]:
             tensor = function(*args, **kwargs)
         finally:
             include(_KEY, True)
-        if is_allocating and not (watch.host and tensor.is_cpu):
+        if is_allocating and not watch.is_stamped(tensor, kwargs):
             watch.hand_out(tensor)
         return tensor
 
