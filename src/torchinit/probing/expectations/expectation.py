@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from functools import reduce
+from operator import or_
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
 
@@ -14,7 +16,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from torchinit.initializers.statistics import Moments
 from torchinit.model.dtensor import local_part
 from torchinit.model.names import normalize
-from torchinit.probing.expectations.propagation import RULES, SPLITS, Expected, OperationCall, moved, step_of_norm
+from torchinit.probing.expectations.expected import Expected, OperationCall
+from torchinit.probing.expectations.propagation import RULES, SPLITS, moved, step_of_norm
 from torchinit.probing.inputs import Inputs
 from torchinit.probing.moments import rms
 
@@ -68,6 +71,9 @@ class Expectations:
             one = expected if expected and number == 0 else call.unknown()
             if call.name in SPLITS:
                 one = moved(call, each)
+            if not one.draws:  # a layer knows its own
+                one.fresh = reduce(or_, (source.fresh for source in sources), 0)
+                one.draws = reduce(or_, (source.draws for source in sources), 0)
             self._all.append(one)
             self._made[each] = one
 
@@ -125,16 +131,19 @@ def known_of(
     known: dict[int, Expected] = {}
     for path, parameter in model.named_parameters():
         name, shape = normalize(path), tuple(parameter.shape)
-        known[id(parameter)] = expected_of(*sizes.get(name, (math.nan, math.nan)), shape, weight=True)
+        # A bit for its draw, and one for that of its transpose.
+        known[id(parameter)] = expected_of(
+            *sizes.get(name, (math.nan, math.nan)), shape, 1 << 2 * len(known), weight=True
+        )
     for tensor, values in zip(inputs.tensors, (measured or inputs).tensors, strict=True):
         if tensor.is_floating_point() and tensor.numel():
             size = (0.0, 1.0) if values.is_meta else _size_of(values)
-            known[id(tensor)] = expected_of(*size, tuple(tensor.shape), weight=False)
+            known[id(tensor)] = expected_of(*size, tuple(tensor.shape), 1 << 2 * len(known), weight=False)
     return known
 
 
-def expected_of(mean: float, rms: float, shape: Sequence[int], *, weight: bool) -> Expected:
-    """What is expected of a parameter, or of an input, with these moments.
+def expected_of(mean: float, rms: float, shape: Sequence[int], draw: int, *, weight: bool) -> Expected:
+    """What is expected of a parameter, or of an input, with these moments; what is one number throughout has no draw.
 
     The inputs of a unit add up the mean of a matrix, so little of it is much, but for what chance leaves of a few rows.
     """
@@ -145,7 +154,9 @@ def expected_of(mean: float, rms: float, shape: Sequence[int], *, weight: bool) 
     # are three standard errors.
     centered = mean**2 * fan <= max(_CLOSE, 9 / shape[0] if fan > 1 else 0.0) * rms**2
     second = rms**2 if centered or fan == 1 else None
-    return Expected(second, numel, shape[-1] if shape else 1, 0.0, centered, centered, weight)
+    draw = 0 if rms <= abs(mean) * (1 + 1e-6) else draw
+    units = shape[-1] if shape else 1
+    return Expected(second, numel, units, 0.0, centered, centered, weight, fresh=draw, draws=draw)
 
 
 def _is_real(value: object) -> TypeGuard[Tensor]:

@@ -3,95 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
 
-
-@dataclass(eq=False, slots=True)
-class Expected:
-    """What is expected of a tensor: its second moment, None where that is not known, over how many ``units``.
-
-    ``noise`` is the variance of ln RMS from draw to draw. ``normal`` says that the elements are normal around zero,
-    ``centered`` only the latter. ``sources`` are the tensors that it is made of, each with the factor by which a
-    gradient's second moment reaches it (None: not known), and with the noise that this adds. ``root`` is the tensor
-    that it is a function of, element by element, ``values`` the one that has the same elements; a ``weight`` is drawn,
-    and independent of what it meets. ``norm`` says how far a norm that is written out has come, and of which values.
-    """
-
-    second: float | None
-    size: int
-    units: int = 1
-    noise: float = 0.0
-    normal: bool = False
-    centered: bool = False
-    weight: bool = False
-    root: object = None
-    values: object = None
-    norm: tuple[str, object] | None = None
-    sources: Sequence[tuple[Expected, float | None, float]] = ()
-    gradient: float | None = 0.0
-    gradient_noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.root, self.values = self.root or self, self.values or self
-
-    @property
-    def rms(self) -> float | None:
-        """The root of the second moment."""
-        return None if self.second is None or not math.isfinite(self.second) else math.sqrt(self.second)
-
-    def nearest(self, wanted: Container[int]) -> set[int]:
-        """The identities of those wanted that it is made of with no other of them in between."""
-        seen: set[int] = set()
-        found: set[int] = set()
-        waiting = [self]
-        while waiting:
-            for source, *_ in waiting.pop().sources:
-                if id(source) in wanted:
-                    found.add(id(source))
-                elif id(source) not in seen:
-                    seen.add(id(source))
-                    waiting.append(source)
-        return found
-
-
-class OperationCall(NamedTuple):
-    """A call of an operation: its arguments by name, the tensors it made, those it took, and what is known of those."""
-
-    func: Any
-    given: Mapping[str, Any]
-    made: Sequence[Tensor]
-    sources: Sequence[Expected]
-    tensors: Sequence[Tensor]
-
-    @property
-    def name(self) -> str:
-        """The name of the operation, in place or not."""
-        return str(self.func.overloadpacket.__name__).rstrip("_")
-
-    @property
-    def size(self) -> int:
-        return self.made[0].numel()
-
-    @property
-    def number(self) -> float:
-        """The operand that is a number, the other one being a tensor."""
-        operands = (self.given.get(key) for key in ("other", "self"))
-        return next(float(each) for each in operands if isinstance(each, (int, float)))
-
-    def at(self, name: str) -> Expected | None:
-        """What is expected of the tensor that is given by this name."""
-        at = [index for index, each in enumerate(self.tensors) if each is self.given.get(name)]
-        return self.sources[at[0]] if at else None
-
-    def unknown(self) -> Expected:
-        """Nothing is known of the result, but from what it is made."""
-        return Expected(None, self.size, sources=[(each, None, 0.0) for each in self.sources if not each.weight])
-
+from torchinit.probing.expectations.expected import Expected, OperationCall, are_apart
 
 Rule: TypeAlias = Callable[[OperationCall], Expected]
 
@@ -99,11 +17,17 @@ Rule: TypeAlias = Callable[[OperationCall], Expected]
 # --- layers ----------------------------------------------------------------------------------------------------------
 
 
-def _layer(call: OperationCall, x: Expected, weight: Expected, connections: float, units: int, fan: float) -> Expected:
+def _layer(
+    call: OperationCall, x: Expected, weight: Expected, connections: float, units: int, fan: float, *, turned: bool
+) -> Expected:
     """The outputs of a layer: each adds up independent products, and is normal."""
     bias = call.at("bias") or (call.at("self") if "mat1" in call.given else None)
-    if weight.second is None or not weight.weight:
+    fresh, other_way = (weight.draws << 1, weight.draws) if turned else (weight.draws, weight.draws << 1)
+    of_one_sign = not weight.centered and connections > call.size
+    if weight.second is None or not weight.weight or of_one_sign or x.draws & other_way:
         return call.unknown()
+    fresh |= bias.fresh if bias else 0
+    draws = x.draws | fresh if weight.draws else 0  # by a weight that nobody drew nothing is random anew
     # An output adds up independent products x w: E[y²] is how many they are, times E[x²] E[w²]. `connections` counts
     # the products of all outputs together, so that borders, strides and groups are what they are. A gradient comes back
     # by the same connections, shared out among the inputs. The square of an RMS over n normal units has a variance of 2
@@ -116,7 +40,10 @@ def _layer(call: OperationCall, x: Expected, weight: Expected, connections: floa
         second = None if offset is None else second + offset
     normal = bias is None or bias.centered
     noise = x.noise + 0.5 / units
-    return Expected(second, call.size, units, noise, normal, normal, sources=[(x, back, 0.5 / fan)])
+    return Expected(
+        second, call.size, units, noise, normal, normal, sources=[(x, back, 0.5 / fan)],
+        fresh=fresh, draws=draws,
+    )  # fmt: skip
 
 
 def _matrix(call: OperationCall) -> Expected:
@@ -126,7 +53,9 @@ def _matrix(call: OperationCall) -> Expected:
     fan = first.shape[-1]
     if (x.weight and weight.weight) or {call.given.get("alpha", 1), call.given.get("beta", 1)} != {1}:
         return call.unknown()
-    return _layer(call, x, weight, call.size * fan, call.made[0].shape[-1 if sides[1].weight else -2], fan)
+    matrix, inputs, units = (second, -2, -1) if sides[1].weight else (first, -1, -2)
+    turned = matrix.stride(inputs) != 1  # its inputs lie apart, as those of w.T do after w
+    return _layer(call, x, weight, call.size * fan, call.made[0].shape[units], fan, turned=turned)
 
 
 def _convolution(call: OperationCall) -> Expected:
@@ -145,7 +74,8 @@ def _convolution(call: OperationCall) -> Expected:
     connections = given["input"].shape[0] * taps * weight.shape[0] * weight.shape[1]
     fan = call.at("weight")
     units = call.made[0].shape[1]
-    return _layer(call, x, fan or x, connections, units, given["input"].shape[1])
+    turned = bool(given["transposed"])
+    return _layer(call, x, fan or x, connections, units, given["input"].shape[1], turned=turned)
 
 
 def _lookup(call: OperationCall) -> Expected:
@@ -195,7 +125,7 @@ def _activation(call: OperationCall) -> Expected:
     noise = max(turn**2 * x.noise + (fourth / second**2 - 3) / 4 / x.units, 0.0)
     lost = max((3 * slope4 / slope**2 - 3) / 4 / x.units, 0.0) + back**2 * x.noise if slope > 0 else 0.0
     return Expected(
-        second, call.size, x.units, noise, centered=mean**2 < 1e-6 * second, root=x.root, sources=[(x, slope, lost)]
+        second, call.size, x.units, noise, centered=mean**2 < 1e-6 * second, part=x.part, sources=[(x, slope, lost)]
     )
 
 
@@ -208,14 +138,15 @@ def _sum(call: OperationCall) -> Expected:
         second = one.second + offset**2 if known else None  # type: ignore[operator]
         return Expected(
             second, call.size, one.units, one.noise, one.normal and not offset, one.centered and not offset,
-            root=one.root, sources=[(one, call.size / one.size, 0.0)],
+            part=one.part, sources=[(one, call.size / one.size, 0.0)],
         )  # fmt: skip
     other = call.sources[1]
+    if not are_apart(one, other):
+        return call.unknown()
     sources = [(each, call.size / each.size * factor, 0.0) for each, factor in ((one, 1.0), (other, scale**2))]
     sources = [each for each in sources if not each[0].weight]
     parts = one.second, other.second
-    apart = (one.centered or other.centered) and one.root is not other.root
-    if parts[0] is None or parts[1] is None or not apart:
+    if parts[0] is None or parts[1] is None or not (one.centered or other.centered):
         return Expected(None, call.size, sources=sources)
     shares = parts[0], parts[1] * scale**2
     total = shares[0] + shares[1]
@@ -235,14 +166,14 @@ def _product(call: OperationCall) -> Expected:
         factor = call.number ** (-2 if call.name == "div" else 2)
         second = None if one.second is None else one.second * factor
         return Expected(
-            second, call.size, one.units, one.noise, one.normal, one.centered, root=one.root,
+            second, call.size, one.units, one.noise, one.normal, one.centered, part=one.part,
             weight=one.weight, sources=[(one, factor, 0.0)],
         )  # fmt: skip
     other = call.sources[1]
     for x, by in ((one, other), *([(other, one)] if call.name == "mul" else [])):
         if by.norm == (call.name, x.values):
             return _normed(call, x, by)
-    if call.name == "div" or one.root is other.root or one.second is None or other.second is None:
+    if call.name == "div" or not are_apart(one, other) or one.second is None or other.second is None:
         return call.unknown()
     sources = [
         (each, call.size / each.size * factor, noise)
@@ -282,7 +213,7 @@ def _normed(call: OperationCall, x: Expected, factor: Expected) -> Expected:
     factor.sources = ()
     back = 1 / x.second if x.second and x.normal else None
     units = x.units if x.second else call.made[0].shape[-1]
-    return Expected(1.0, call.size, units, 0.0, x.normal, centered=True, root=x.root, sources=[(x, back, x.noise)])
+    return Expected(1.0, call.size, units, 0.0, x.normal, centered=True, sources=[(x, back, x.noise)])
 
 
 def _norm(call: OperationCall) -> Expected:
@@ -299,7 +230,7 @@ def _norm(call: OperationCall) -> Expected:
     back = factor / x.second if factor is not None and x.second and known else None
     return Expected(
         second, call.size, x.units if x.second else call.made[0].shape[-1], 0.0, centered, not offset,
-        root=x.root, sources=[(x, back, x.noise)],
+        sources=[(x, back, x.noise)],
     )  # fmt: skip
 
 
@@ -311,9 +242,17 @@ def moved(call: OperationCall, made: Tensor | None = None) -> Expected:
     x, size = call.sources[0], call.size if made is None else made.numel()
     whole = size >= x.size
     return Expected(
-        x.second, size, x.units, x.noise, x.normal, x.centered, x.weight, x.root if whole else None,
-        x.values if whole else None, sources=[(x, size / x.size, 0.0)],
+        x.second, size, x.units, x.noise, x.normal, x.centered, x.weight, x.values if whole else None,
+        sources=[(x, size / x.size, 0.0)], part=x.part if whole else _part(call, call.made[0] if made is None else made),
     )  # fmt: skip
+
+
+def _part(call: OperationCall, made: Tensor) -> tuple[Expected, int, int] | None:
+    """Which part of the units of a tensor this is: other places, as neighbours in an image, are not independent."""
+    x, taken = call.sources[0], call.tensors[0]
+    axis = call.given.get("dim", 0) % taken.dim()
+    is_of_units = axis in (taken.dim() - 1, 1 if taken.dim() > 3 else -1) and taken.shape[axis] == x.units
+    return (x, axis, made.storage_offset()) if is_of_units else None
 
 
 def _joined(call: OperationCall) -> Expected:
@@ -324,7 +263,7 @@ def _joined(call: OperationCall) -> Expected:
     alike = second is not None and max(known) < 2 * min(known)
     return Expected(
         second, call.size, sum(each.units for each in parts), noise, alike and all(each.normal for each in parts),
-        all(each.centered for each in parts), all(each.weight for each in parts),
+        all(each.centered for each in parts), all(each.weight for each in parts) and len({*parts}) == len(parts),
         sources=[(each, 1.0, 0.0) for each in parts],
     )  # fmt: skip
 
@@ -384,7 +323,7 @@ KEEPS: Final = frozenset([*_MOVES, *_FUNCTIONS, "mul", "div"])
 
 RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(_MOVES, moved), **dict.fromkeys(_FUNCTIONS, _activation), **dict.fromkeys(_NORMS, _norm),
-    **dict.fromkeys(("addmm", "mm", "bmm", "mv"), _matrix), "convolution": _convolution, "embedding": _lookup,
+    **dict.fromkeys(("addmm", "mm", "bmm"), _matrix), "convolution": _convolution, "embedding": _lookup,
     **dict.fromkeys(("add", "sub"), _sum), **dict.fromkeys(("mul", "div"), _product),
     **dict.fromkeys(("cat", "stack"), _joined),
     **dict.fromkeys(("mean", "avg_pool2d", "_adaptive_avg_pool2d"), _averaged),
