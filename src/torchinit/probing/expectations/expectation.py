@@ -24,6 +24,9 @@ from torchinit.probing.moments import rms
 _CLOSE: Final = 0.25
 """How much of a second moment may be the mean's, for what is drawn around zero."""
 
+_FEW: Final = 6 * 64
+"""A matrix of fewer values has parts that are uneven by chance."""
+
 _MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, StopIteration)
 """What a rule raises that meets an overload with other arguments."""
 
@@ -87,7 +90,7 @@ class Expectations:
     def pass_back(self, last: Expected, second: float) -> None:
         """Carry a gradient of this second moment from one tensor back to all that it is made of."""
         for each in self._all:
-            each.gradient, each.gradient_noise = 0.0, 0.0
+            each.gradient, each.gradient_noise, each.gradient_shift = 0.0, 0.0, 0.0
         begun = False
         # Results lie in the order of the run, so that all that was made of one comes before it here, and its gradient
         # is whole when it is passed on. What was made behind the last layer passes on that nothing is known.
@@ -96,11 +99,13 @@ class Expectations:
                 begun, each.gradient, each.gradient_noise = True, second, 0.0
             if each.gradient == 0 and begun:
                 continue
-            for source, factor, noise in each.sources:
+            for source, factor, noise, *shift in each.sources:
                 # A tensor that something behind the last layer takes, too, has a gradient of which nothing is known.
                 known = begun and factor is not None and each.gradient is not None and source.gradient is not None
                 more = each.gradient * factor if known else None  # type: ignore[operator]
                 source.gradient_noise = max(source.gradient_noise, each.gradient_noise + noise)
+                # One pass forward is too large or too small for all layers at once, so what it shifts is added up.
+                source.gradient_shift = max(source.gradient_shift, each.gradient_shift + sum(shift), key=abs)
                 source.gradient = None if more is None else source.gradient + more  # type: ignore[operator]
 
 
@@ -115,9 +120,15 @@ def sizes_of(
             moments = planned[name]
             if moments is not None and moments.mean is not None and moments.std is not None:
                 found[name] = moments.mean, math.hypot(moments.mean, moments.std)
-        elif values.is_floating_point() and not values.is_meta and values.numel():
+        elif values.is_floating_point() and not values.is_meta and values.numel() and _is_even(values):
             found[name] = _size_of(values)
     return found
+
+
+def _is_even(values: Tensor) -> bool:
+    """Whether all parts of a matrix are of one size; queries, keys and values side by side may not be."""
+    parts = [rms(part) for part in values.chunk(6)] if values.dim() > 1 and values.numel() >= _FEW else [1.0]
+    return max(parts) <= 2 * min(parts)
 
 
 def _size_of(values: Tensor) -> tuple[float, float]:

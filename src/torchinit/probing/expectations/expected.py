@@ -16,10 +16,11 @@ class Expected:
 
     ``noise`` is the variance of ln RMS from draw to draw. ``normal`` says that the elements are normal around zero,
     ``centered`` only the latter. ``sources`` are the tensors that it is made of, each with the factor by which a
-    gradient's second moment reaches it (None: not known), and with the noise that this adds. ``values`` is the tensor
-    that has the same elements; a ``weight`` is drawn, and independent of what it meets. ``norm`` says how far a norm
-    that is written out has come, and of which values. ``draws`` are all the draws that went into it, as bits, ``fresh``
-    the last of them (:func:`are_apart`); ``part`` is the tensor of whose units it is a part, the axis, and the place.
+    gradient's second moment reaches it (None: not known), with the noise that this adds, and perhaps with the error of
+    ln RMS that it has from the pass forward. ``values`` is the tensor that has the same elements; a ``weight`` is
+    drawn, and independent of what it meets. ``norm`` says how far a norm or an attention that is written out has come,
+    of which values, and what was added. ``draws`` are all the draws that went into it, as bits, ``fresh`` the last of
+    them (:func:`are_apart`); ``part`` is the tensor of whose units it is a part, the axis, and the place.
     """
 
     second: float | None
@@ -30,13 +31,14 @@ class Expected:
     centered: bool = False
     weight: bool = False
     values: object = None
-    norm: tuple[str, object] | None = None
-    sources: Sequence[tuple[Expected, float | None, float]] = ()
+    norm: tuple[str, object, float] | None = None
+    sources: Sequence[tuple[Expected, float | None, float] | tuple[Expected, float | None, float, float]] = ()
     fresh: int = 0
     draws: int = 0
-    part: tuple[Expected, int, int] | None = None
+    part: tuple[Expected, int, object] | None = None
     gradient: float | None = 0.0
     gradient_noise: float = 0.0
+    gradient_shift: float = 0.0
 
     def __post_init__(self) -> None:
         self.values = self.values or self

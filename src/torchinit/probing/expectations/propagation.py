@@ -50,6 +50,8 @@ def _matrix(call: OperationCall) -> Expected:
     first, second = [call.given[key] for key in (("mat1", "mat2") if "mat1" in call.given else ("self", "mat2"))]
     sides = [call.sources[next(at for at, each in enumerate(call.tensors) if each is side)] for side in (first, second)]
     x, weight = sides if sides[1].weight else sides[::-1]
+    if sides[0].norm and sides[0].norm[0] == "weights" and not sides[1].weight:
+        return _attention(call, sides[1], first.shape[-1])
     fan = first.shape[-1]
     if (x.weight and weight.weight) or {call.given.get("alpha", 1), call.given.get("beta", 1)} != {1}:
         return call.unknown()
@@ -123,10 +125,11 @@ def _activation(call: OperationCall) -> Expected:
     turn = math.log(near[0] / second) / math.log(1.02)  # by how much noise of the input is noise of the output
     back = math.log(near[2] / slope) / math.log(1.02) if slope > 0 and near[2] > 0 else 0.0
     noise = max(turn**2 * x.noise + (fourth / second**2 - 3) / 4 / x.units, 0.0)
-    lost = max((3 * slope4 / slope**2 - 3) / 4 / x.units, 0.0) + back**2 * x.noise if slope > 0 else 0.0
+    lost = max((3 * slope4 / slope**2 - 3) / 4 / x.units, 0.0) if slope > 0 else 0.0
     return Expected(
-        second, call.size, x.units, noise, centered=mean**2 < 1e-6 * second, part=x.part, sources=[(x, slope, lost)]
-    )
+        second, call.size, x.units, noise, centered=mean**2 < 1e-6 * second, part=x.part,
+        sources=[(x, slope, lost, back * math.sqrt(x.noise))],
+    )  # fmt: skip
 
 
 def _sum(call: OperationCall) -> Expected:
@@ -171,7 +174,7 @@ def _product(call: OperationCall) -> Expected:
         )  # fmt: skip
     other = call.sources[1]
     for x, by in ((one, other), *([(other, one)] if call.name == "mul" else [])):
-        if by.norm == (call.name, x.values):
+        if by.norm and by.norm[:2] == (call.name, x.values):
             return _normed(call, x, by)
     if call.name == "div" or not are_apart(one, other) or one.second is None or other.second is None:
         return call.unknown()
@@ -188,32 +191,50 @@ def _product(call: OperationCall) -> Expected:
     )  # fmt: skip
 
 
-def step_of_norm(call: OperationCall) -> tuple[str, object] | None:
-    """How far a norm that is written out has come with an operation: as in x * rsqrt(mean(x ** 2) + eps)."""
+def step_of_norm(call: OperationCall) -> tuple[str, object, float] | None:
+    """How far a norm that is written out has come with an operation: as in x * rsqrt(mean(x ** 2) + eps).
+
+    Of the weights of an attention, which a softmax makes, as well.
+    """
     # x * rsqrt(mean(x²) + eps) is a norm in five operations, and its last one would be refused as a product of two
     # tensors that depend on each other. So a result remembers how far such a chain has come, and of which values:
     # square, mean, then by what x is to be multiplied or divided. What adds an eps, casts, clamps or reshapes keeps the
     # step, all else ends it, and the product is not known then, instead of wrong. Over which axes the mean goes does
-    # not matter: E[y²] is 1.
+    # not matter: E[y²] is 1, but for the eps.
     one, exponent = call.sources[0], call.given.get("exponent")
     is_square = (call.name, exponent) == ("pow", 2) or (call.name == "mul" and len(call.sources) == 2)
     if is_square and all(each.values is one.values for each in call.sources):
-        return "square", one.values
-    step, of = one.norm or ("", None)
+        return "square", one.values, 0.0
+    if call.name in ("_softmax", "_safe_softmax"):
+        return ("weights", one.values, 0.0) if call.given["dim"] in (-1, call.tensors[0].dim() - 1) else None
+    step, of, eps = one.norm or ("", None, 0.0)
     alone = len(call.sources) == 1
+    if step == "weights":
+        return one.norm if call.name in _MOVES and call.size >= one.size else None
     if (call.name, step) == ("mean", "square") or (call.name in _KEEPS_NORM and step and alone):
-        return "mean" if call.name == "mean" else step, of
+        more = call.number if call.name == "add" else 0.0
+        return "mean" if call.name == "mean" else step, of, eps + more
     if step == "mean" and (call.name == "rsqrt" or (call.name, exponent) == ("pow", -0.5)):
-        return "mul", of  # by what it is to be multiplied
-    return ("div", of) if step == "mean" and (call.name == "sqrt" or (call.name, exponent) == ("pow", 0.5)) else None
+        return "mul", of, eps  # by what it is to be multiplied
+    is_root = call.name == "sqrt" or (call.name, exponent) == ("pow", 0.5)
+    return ("div", of, eps) if step == "mean" and is_root else None
 
 
 def _normed(call: OperationCall, x: Expected, factor: Expected) -> Expected:
     """A tensor by its own RMS. What its gradient loses by that way is no more than one part in as many as there are."""
     factor.sources = ()
-    back = 1 / x.second if x.second and x.normal else None
+    share, noise = _beside_eps(x, factor.norm[2] if factor.norm else 0.0)
+    back = share / x.second if x.second and x.normal else None
     units = x.units if x.second else call.made[0].shape[-1]
-    return Expected(1.0, call.size, units, 0.0, x.normal, centered=True, sources=[(x, back, x.noise)])
+    return Expected(share, call.size, units, noise, x.normal, centered=True, sources=[(x, back, x.noise)])
+
+
+def _beside_eps(x: Expected, eps: float) -> tuple[float, float]:
+    """What a norm with this eps makes of the second moment, 1 but for small values, and the noise that it leaves."""
+    if x.second is None or not x.second + eps:
+        return 1.0, 0.0
+    share = x.second / (x.second + eps)
+    return share, (1 - share) ** 2 * x.noise
 
 
 def _norm(call: OperationCall) -> Expected:
@@ -221,17 +242,35 @@ def _norm(call: OperationCall) -> Expected:
     x, gain, shift = call.sources[0], call.at("weight"), call.at("bias")
     if call.given.get("training") is False:  # by running statistics
         return call.unknown()
-    factor = 1.0 if gain is None else gain.second
+    share, noise = _beside_eps(x, call.given.get("eps") or 0.0)
+    factor = share if gain is None or gain.second is None else gain.second * share
     offset = 0.0 if shift is None else shift.second
-    second = None if factor is None or offset is None else factor + offset
+    second = None if offset is None or (gain and gain.second is None) else factor + offset
     centered = x.normal and not offset
     over_batch = "batch" in call.name
     known = x.normal and not over_batch
-    back = factor / x.second if factor is not None and x.second and known else None
+    back = factor / x.second if second is not None and x.second and known else None
     return Expected(
-        second, call.size, x.units if x.second else call.made[0].shape[-1], 0.0, centered, not offset,
+        second, call.size, x.units if x.second else call.made[0].shape[-1], noise, centered, not offset,
         sources=[(x, back, x.noise)],
     )  # fmt: skip
+
+
+_SURE: Final = 0.1
+
+
+def _attention(call: OperationCall, value: Expected | None = None, number: int = 0) -> Expected:
+    """Means of values by the weights of a softmax: between one of as many independent values and one value."""
+    # Whatever the weights are, they are positive, add up to 1, and are drawn apart from the values. So E[y²] is E[v²]
+    # where tokens are all alike, or a query picks one key, E[v²] / n where the mean of n independent ones is taken, and
+    # in between elsewhere. As with the largest of a window, the middle is expected, and the way to either end is noise.
+    # Two of them without a norm between are off to the same side, and so nothing is known of the second.
+    made, v = call.unknown(), value or call.at("value")
+    wide = math.log(number or call.given["key"].shape[-2]) / 4
+    if v is not None and v.second is not None and v.centered and v.noise < _SURE:
+        made.second, made.units, made.centered = v.second * math.exp(-2 * wide), v.units, True
+        made.noise = v.noise + wide**2 / 3
+    return made
 
 
 # --- places ----------------------------------------------------------------------------------------------------------
@@ -243,11 +282,12 @@ def moved(call: OperationCall, made: Tensor | None = None) -> Expected:
     whole = size >= x.size
     return Expected(
         x.second, size, x.units, x.noise, x.normal, x.centered, x.weight, x.values if whole else None,
-        sources=[(x, size / x.size, 0.0)], part=x.part if whole else _part(call, call.made[0] if made is None else made),
+        part=x.part if whole else _part(call, call.made[0] if made is None else made),
+        sources=[(x, size / x.size, 0.0)],
     )  # fmt: skip
 
 
-def _part(call: OperationCall, made: Tensor) -> tuple[Expected, int, int] | None:
+def _part(call: OperationCall, made: Tensor) -> tuple[Expected, int, object] | None:
     """Which part of the units of a tensor this is: other places, as neighbours in an image, are not independent."""
     x, taken = call.sources[0], call.tensors[0]
     axis = call.given.get("dim", 0) % taken.dim()
@@ -256,7 +296,7 @@ def _part(call: OperationCall, made: Tensor) -> tuple[Expected, int, int] | None
 
 
 def _joined(call: OperationCall) -> Expected:
-    parts = call.sources
+    parts = [each for each in call.sources if each.size]  # a cache of keys begins with none
     known = [each.second for each in parts if each.second is not None]
     second = sum(each.size * (each.second or 0.0) for each in parts) / call.size if len(known) == len(parts) else None
     noise = max(each.noise for each in parts)
@@ -317,6 +357,13 @@ _NORMS: Final = [
     "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
     "_batch_norm_with_update", "native_layer_norm", "native_group_norm", "_fused_rms_norm",
 ]  # fmt: skip
+_ATTENTIONS: Final = [
+    f"_scaled_dot_product_{name}"
+    for name in (
+        "flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention",
+        "fused_attention_overrideable",
+    )
+]  # fmt: skip
 _KEEPS_NORM: Final = frozenset(["_to_copy", "add", "clamp", "clamp_min", "expand", "view"])
 KEEPS: Final = frozenset([*_MOVES, *_FUNCTIONS, "mul", "div"])
 """Operations whose result is a tensor over again, moved, scaled or bent."""
@@ -325,7 +372,7 @@ RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(_MOVES, moved), **dict.fromkeys(_FUNCTIONS, _activation), **dict.fromkeys(_NORMS, _norm),
     **dict.fromkeys(("addmm", "mm", "bmm"), _matrix), "convolution": _convolution, "embedding": _lookup,
     **dict.fromkeys(("add", "sub"), _sum), **dict.fromkeys(("mul", "div"), _product),
-    **dict.fromkeys(("cat", "stack"), _joined),
+    **dict.fromkeys(("cat", "stack"), _joined), **dict.fromkeys(_ATTENTIONS, _attention),
     **dict.fromkeys(("mean", "avg_pool2d", "_adaptive_avg_pool2d"), _averaged),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _pooled), "constant_pad_nd": _padded,
 }  # fmt: skip
