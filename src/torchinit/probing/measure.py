@@ -17,6 +17,8 @@ from torchinit._text import dtype_name
 from torchinit.api import plan, sites
 from torchinit.errors import ProbeError
 from torchinit.model.dtensor import local_part
+from torchinit.model.names import module_name
+from torchinit.model.parametrizations import sets_scale
 from torchinit.model.sites import Site
 from torchinit.probing.expectations import known_of, sizes_of
 from torchinit.probing.inputs import Together, forward, inputs_of
@@ -86,7 +88,7 @@ class _Subject:
             self._parameters(gradients), recorder.time_steps(),
             small_batch=self.inputs.samples < _SMALL_BATCH and any(map(is_batch_norm, self.model.modules())),
             dtype=dtype_name(self.dtype), largest=torch.finfo(self.dtype).max, fans=_fans(self.layers),
-            not_finite=not_finite_in(self.model, self.inputs.tensors),
+            not_finite=not_finite_in(self.model, self.inputs.tensors), fixed=_fixed(self.model, self.layers),
         )  # fmt: skip
         return self._after_steps(self._awake(measured, gradients), gradients)
 
@@ -185,6 +187,17 @@ class _Subject:
 def _fans(layers: Sequence[Site]) -> dict[str, float]:
     """The inputs of a unit of each layer that has a weight."""
     return {site.owner_name: site.fans("true")[0] for site in layers if site.layout and not site.layout.lookup}
+
+
+def _fixed(model: nn.Module, layers: Sequence[Site]) -> dict[str, float]:
+    """The RMS of the weights whose parametrization decides how large they are, by their layers."""
+    modules = {module_name(path): each for path, each in model.named_modules()}
+    held = [(modules.get(site.owner_name), site) for site in layers if site.parametrized]
+    return {
+        site.owner_name: rms(local_part(getattr(module, site.leaf).detach()))
+        for module, site in held
+        if module is not None and sets_scale(module, site.leaf)
+    }
 
 
 def _are_alike(axis: int, *tensors: Tensor) -> bool:
