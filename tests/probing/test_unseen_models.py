@@ -106,6 +106,23 @@ def test_blocks_whose_size_a_parametrization_decides() -> None:
         assert ("multiply each branch" in remedy, "start it at zero" in remedy) == (is_fixed, not is_fixed)
 
 
+def test_equal_units_that_no_gradient_reaches() -> None:
+    """One number throughout; a norm makes zero of what is alike. Zero branches that wake are no equal units."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32, elementwise_affine=False), nn.ReLU(), nn.Linear(32, 8))
+    with torch.no_grad():
+        for each in net.parameters():
+            each.fill_(0.02)
+    found = probe(net, torch.randn(16, 16)).findings
+    assert [each.site for each in found if each.code == "TI812"] == ["0.weight", "3.weight"]
+    slept = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+    for layer, fill in ((slept[0], 0.02), (slept[2], 0.0)):
+        nn.init.constant_(layer.weight, fill)  # type: ignore[arg-type]
+    nn.init.normal_(slept[0].bias)  # type: ignore[arg-type]
+    measured = probe(slept, torch.randn(16, 16)).measurement.parameters
+    assert [each.stays_zero for each in measured if each.equal_rows] == [False]
+
+
 class Noised(nn.Module):
     """A net over images with an embedding of the time, whose numbers are large, added inside of it."""
 

@@ -102,7 +102,9 @@ class _Subject:
             found.append(
                 ParameterGradient(
                     name, tuple(parameter.shape), rms(values), None if slope is None else rms(slope), False,
-                    slope is not None and _are_alike(units.get(name, 0), values, slope) and bool(slope.any()),
+                    slope is not None
+                    and _are_alike(units.get(name, 0), values, slope)
+                    and bool(slope.any() or values.any()),
                     float((slope.abs() < tiny).float().mean()) if slope is not None and tiny else 0.0,
                 )
             )  # fmt: skip

@@ -97,10 +97,11 @@ def stuck_weights(measured: Measurement) -> Iterator[Reading]:
 def equal_units(measured: Measurement) -> Iterator[Reading]:
     """Units of a layer that have the same weights and get the same gradients, so that they stay one unit for good.
 
-    Rows of the weight and of its gradient are compared, to 1e-4 of the largest.
+    Rows of the weight and of its gradient are compared, to 1e-4 of the largest. A gradient of zero counts where it
+    stays so, as in a net that is one number throughout.
     """
     for each in measured.parameters:
-        if each.equal_rows:
+        if each.equal_rows and (each.gradient or each.stays_zero):
             yield Reading(each.name, 1.0, "all units have the same weights and the same gradients")
 
 
