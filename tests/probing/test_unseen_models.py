@@ -45,7 +45,7 @@ class Doubled(nn.Module):
         self.fixed = fixed
 
     def forward(self, x: Tensor) -> Tensor:
-        return x / x.norm() if self.fixed else 2 * x
+        return 96 * x / x.norm() if self.fixed else 2 * x
 
     def right_inverse(self, x: Tensor) -> Tensor:
         return x if self.fixed else x / 2
@@ -92,6 +92,20 @@ def test_the_way_out_fits_what_a_parametrization_leaves_to_an_initialization(nam
         net = wrapped(wrap)
         initialize(net, [entry], seed=0)
         assert probe(net, x).healthy
+
+
+def test_logits_whose_size_a_parametrization_decides() -> None:
+    x = torch.randn(64, 64)
+    for wrap, is_fixed in ((parametrizations.spectral_norm, True), (parametrizations.weight_norm, False)):
+        torch.manual_seed(0)
+        found = probe(nn.Sequential(wrap(nn.Linear(64, 4))), 100 * x).findings
+        assert ["divide" in each.remedy for each in found if each.code == "TI810"] == [is_fixed]
+        layers = {name: wrap(nn.Linear(64, 64)) for name in "qkv"}
+        attention = Wired(lambda self, x: (self.q(x) @ self.k(x).mT).softmax(-1) @ self.v(x), **layers)
+        found = probe(attention, 3 * x.view(8, 8, 64)).findings
+        assert ["divide" in each.remedy for each in found if each.code == "TI808"] == [is_fixed]
+    loud = lint(wrapped(WRAPS["a stranger's"][0]), select=["TI404"])
+    assert {each.remedy.partition(" ")[0] for each in loud} == {"no"}
 
 
 def test_blocks_whose_size_a_parametrization_decides() -> None:

@@ -14,6 +14,7 @@ import torch
 from torchinit._text import abbreviate, count
 from torchinit.knowledge.following import LAYER
 from torchinit.knowledge.gains import gain_before
+from torchinit.linting.checks.ti4_scale import FIXED
 from torchinit.linting.registry import Hit, Severity, check
 from torchinit.linting.target import LintedTensor, LintTarget, Statistics
 from torchinit.model.layouts import Layout
@@ -71,19 +72,13 @@ def _report(target: LintTarget, is_wrong: Callable[[float], bool]) -> Iterator[H
             text = f"{layers} make what passes {factor:.3g} times as large"
             text += "" if is_sure else ", if they are one behind the other"
             severity: Severity = "warning" if ends.tiny < factor < ends.max or not is_sure else "error"
-            remedy = _FIXED if any(weight.has_own_scale for weight in weights) else ""
+            remedy = FIXED if any(weight.has_own_scale for weight in weights) else ""
             yield Hit(weights[0].name, text, severity, remedy)
 
 
 _SCALED = (
     'scale each by its fan, as {type = "Kaiming", mode = "fan_in", nonlinearity = "auto"} does, or put norms between;'
     " `torchinit probe` measures it"
-)
-
-
-_FIXED = (
-    "no initialization changes it where a parametrization, as a spectral norm, decides how large a weight is: "
-    "multiply the layer's output by a number, put norms between, or take it off"
 )
 
 
