@@ -221,10 +221,12 @@ def predict(model: nn.Module, recipe: RecipeLike | None = None, batch: Any = Non
 
     The model runs once without values. The second moments of weights are those of the plan, or without a ``recipe``
     those that the weights have; the inputs' are those of the ``batch``, or 1. A layer makes E[y²] = fan_in · E[w²] ·
-    E[x²] + E[b²], an activation what it makes of N(0, E[x²]), independent parts add up, a norm starts anew; the
-    gradient takes the same way back, as if it were 1 at the last output. ``predicted`` is None behind what is not
-    known: attention, recurrent layers, averages. ``noise`` and ``gradient_noise`` are the standard deviations of the
-    logarithms from draw to draw (about sqrt(5 · depth / (4 · width)) for ReLU).
+    E[x²] + E[b²], an activation what it makes of N(0, E[x²]), independent parts add up, a norm starts anew, attention
+    lies between one value and the mean of independent ones; the gradient takes the same way back, as if it were 1 at
+    the last output, but not through attention. ``predicted`` is None behind what is not known: recurrent layers,
+    averages, sums of what depends on each other, a second attention without a norm between. ``noise`` and
+    ``gradient_noise`` are the standard deviations of the logarithms from draw to draw (about
+    sqrt(5 · depth / (4 · width)) for ReLU).
 
     Raises ProbeError for a model that does not run on the meta device, or on it has no recipe.
 

@@ -210,7 +210,6 @@ _FIXED: Final = (
     "a parametrization, as a spectral norm, decides how large these weights are, and no initialization can: "
     "take it off, or\n"
 )
-_AROUND: Final = "put a residual connection around each block, or a norm before it"
 _UNKNOWN: Final = 'scale each weight by its fan-in:\n{type = "Kaiming", mode = "fan_in", nonlinearity = "auto"}'
 
 
@@ -218,7 +217,8 @@ def of_chain(measured: Measurement, chain: SignalChain, grows: bool) -> str:
     """The way out for a chain along which the signal, or the gradient, does not keep its size."""
     inside = tuple(f"{output.module}." for output in chain.outputs)
     if chain.kind == "blocks" and any(name.startswith(inside) for name in measured.fixed):
-        return f"{_FIXED}multiply each branch by 1 / sqrt(2 · depth)" if grows else f"{_FIXED}{_AROUND}"
+        mended = "multiply each branch by 1 / sqrt(2 · depth)" if grows else "put a norm before each block"
+        return f"{_FIXED}{mended}"
     if chain.kind == "blocks":
         return _BRANCH if grows else f"{_UNKNOWN}\nor put a residual connection around each block"
     layers = [output for output in chain.outputs if output.weighted]

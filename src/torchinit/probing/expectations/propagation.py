@@ -192,10 +192,7 @@ def _product(call: OperationCall) -> Expected:
 
 
 def step_of_norm(call: OperationCall) -> tuple[str, object, float] | None:
-    """How far a norm that is written out has come with an operation: as in x * rsqrt(mean(x ** 2) + eps).
-
-    Of the weights of an attention, which a softmax makes, as well.
-    """
+    """How far a written-out norm has come with an operation, as in x * rsqrt(mean(x ** 2) + eps), or an attention."""
     # x * rsqrt(mean(x²) + eps) is a norm in five operations, and its last one would be refused as a product of two
     # tensors that depend on each other. So a result remembers how far such a chain has come, and of which values:
     # square, mean, then by what x is to be multiplied or divided. What adds an eps, casts, clamps or reshapes keeps the
@@ -358,11 +355,8 @@ _NORMS: Final = [
     "_batch_norm_with_update", "native_layer_norm", "native_group_norm", "_fused_rms_norm",
 ]  # fmt: skip
 _ATTENTIONS: Final = [
-    f"_scaled_dot_product_{name}"
-    for name in (
-        "flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention",
-        "fused_attention_overrideable",
-    )
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
 ]  # fmt: skip
 _KEEPS_NORM: Final = frozenset(["_to_copy", "add", "clamp", "clamp_min", "expand", "view"])
 KEEPS: Final = frozenset([*_MOVES, *_FUNCTIONS, "mul", "div"])
