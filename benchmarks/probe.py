@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import probe_unseen as unseen
+from benchmarks.probe_further import further
 from benchmarks.probe_nets import Net, hand_made
 from torchinit.probing import Probe, probe
 
@@ -118,6 +119,7 @@ def spoiled() -> Iterator[Net]:
 def unseen_nets() -> Iterator[Net]:
     """Nets that did not set the bounds: as they start, and spoilt."""
     yield from unseen.unseen()
+    yield from further()
     yield from of_libraries(unseen.CONFIGS, unseen.TIMM)
     yield from unseen.of_others()
     lm, vit = (

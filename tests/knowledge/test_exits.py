@@ -114,6 +114,27 @@ def test_what_a_block_must_be_given_does_not_matter(how: str, passes: bool) -> N
     assert found and all((why == "") is passes for why in found.values())
 
 
+class Behind(nn.Module):
+    """OLMo 2's order: a norm behind each branch, before the sum, and norms of all queries and of all keys."""
+
+    def __init__(self, width: int, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norm(width), norm(width)
+        self.attn, self.mlp = Attention(width), Mlp(width)
+        self.attn.q_norm, self.attn.key_layernorm = norm(width), norm(width)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        values = values + self.norm1(self.attn(values, None)[0])
+        return values + self.norm2(self.mlp(values))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("norm", "passes"), [(nn.RMSNorm, True), (nn.LayerNorm, False)])
+def test_norms_of_queries_and_keys_are_a_part_of_the_attention(norm: type[nn.Module], passes: bool) -> None:
+    """They hide nothing of what passes; the shift of a LayerNorm behind a branch is added to it."""
+    found = exits(nn.ModuleList(Behind(8, norm) for _ in range(2)))
+    assert found and all((why == "") is passes for why in found.values())
+
+
 def test_hooks_are_not_run() -> None:
     def hook(*_: Any) -> None:
         raise AssertionError("it was run")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from tests.html import check
 from tests.probing.nets import Wired, mlp
-from torchinit import ProbeError, probe
+from torchinit import ProbeError, initialize, lint, probe
 from torchinit.probing.result import page_of
 
 
@@ -35,6 +35,106 @@ def test_layers_whose_weight_is_computed_are_the_chain_and_not_what_computes_the
     assert (finding.code, finding.site) == ("TI801", "net.0")
     assert '{type = "Kaiming", mode = "fan_in", layer = "Conv1d"}' in finding.remedy
     assert probe(weight_normed(), x, recipe=[{"type": "Kaiming", "mode": "fan_in", "layer": "Conv1d"}]).healthy
+
+
+class Doubled(nn.Module):
+    """A parametrization that takes any size, and one (``fixed``) that takes none."""
+
+    def __init__(self, fixed: bool) -> None:
+        super().__init__()
+        self.fixed = fixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 96 * x / x.norm() if self.fixed else 2 * x
+
+    def right_inverse(self, x: Tensor) -> Tensor:
+        return x if self.fixed else x / 2
+
+
+WRAPS: dict[str, tuple[Callable[[nn.Module], nn.Module], bool]] = {
+    "spectral norm": (parametrizations.spectral_norm, True),
+    "older spectral norm": (nn.utils.spectral_norm, True),
+    "orthogonal": (parametrizations.orthogonal, True),
+    "householder": (lambda layer: parametrizations.orthogonal(layer, orthogonal_map="householder"), True),
+    "a stranger's": (lambda layer: parametrize.register_parametrization(layer, "weight", Doubled(True)), True),
+    "weight norm": (parametrizations.weight_norm, False),
+    "older weight norm": (nn.utils.weight_norm, False),
+    "twice": (lambda layer: parametrize.register_parametrization(layer, "weight", Doubled(False)), False),
+}
+
+
+def wrapped(wrap: Callable[[nn.Module], nn.Module], times: float = 1.0) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [wrap(nn.Linear(64, 64)) for _ in range(30)]
+    for layer in layers:
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    net = nn.Sequential(*(each for layer in layers for each in (layer, nn.ReLU())), nn.Linear(64, 4))
+    for layer in layers:
+        layer.register_forward_hook(lambda _module, _inputs, output: output * times)
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", WRAPS)
+def test_the_way_out_fits_what_a_parametrization_leaves_to_an_initialization(name: str) -> None:
+    wrap, is_fixed = WRAPS[name]
+    x, entry = torch.randn(64, 64), {"type": "Kaiming", "mode": "fan_in", "layer": "Linear"}
+    result = probe(wrapped(wrap), x)
+    remedy = result.findings[0].remedy
+    assert result.findings[0].code in ("TI801", "TI802")
+    assert ("no initialization can" in remedy, "Kaiming" in remedy) == (is_fixed, not is_fixed)
+    (lint_remedy,) = {each.remedy for each in lint(wrapped(wrap), select=["TI407", "TI408"])}
+    assert ("no initialization" in lint_remedy, "Kaiming" in lint_remedy) == (is_fixed, not is_fixed)
+    if is_fixed:
+        assert probe(wrapped(wrap, float(remedy.split()[-1])), x).healthy
+    else:
+        net = wrapped(wrap)
+        initialize(net, [entry], seed=0)
+        assert probe(net, x).healthy
+
+
+def test_logits_whose_size_a_parametrization_decides() -> None:
+    x = torch.randn(64, 64)
+    for wrap, is_fixed in ((parametrizations.spectral_norm, True), (parametrizations.weight_norm, False)):
+        torch.manual_seed(0)
+        found = probe(nn.Sequential(wrap(nn.Linear(64, 4))), 100 * x).findings
+        assert ["divide" in each.remedy for each in found if each.code == "TI810"] == [is_fixed]
+        layers = {name: wrap(nn.Linear(64, 64)) for name in "qkv"}
+        attention = Wired(lambda self, x: (self.q(x) @ self.k(x).mT).softmax(-1) @ self.v(x), **layers)
+        found = probe(attention, 3 * x.view(8, 8, 64)).findings
+        assert ["divide" in each.remedy for each in found if each.code == "TI808"] == [is_fixed]
+    loud = lint(wrapped(WRAPS["a stranger's"][0]), select=["TI404"])
+    assert {each.remedy.partition(" ")[0] for each in loud} == {"no"}
+
+
+def test_blocks_whose_size_a_parametrization_decides() -> None:
+    def block(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        layers = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), wrap(nn.Linear(64, 64)))
+        return Wired(lambda self, x: x + 4 * self.layers(x), layers=layers)
+
+    for wrap, is_fixed in ((parametrizations.spectral_norm, True), (parametrizations.weight_norm, False)):
+        torch.manual_seed(0)
+        net = nn.Sequential(*(block(wrap) for _ in range(24)))
+        remedy = next(each.remedy for each in probe(net, torch.randn(64, 64)).findings if each.code == "TI802")
+        assert ("multiply each branch" in remedy, "start it at zero" in remedy) == (is_fixed, not is_fixed)
+
+
+def test_equal_units_that_no_gradient_reaches() -> None:
+    """One number throughout; a norm makes zero of what is alike. Zero branches that wake are no equal units."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32, elementwise_affine=False), nn.ReLU(), nn.Linear(32, 8))
+    with torch.no_grad():
+        for each in net.parameters():
+            each.fill_(0.02)
+    found = probe(net, torch.randn(16, 16)).findings
+    assert [each.site for each in found if each.code == "TI812"] == ["0.weight", "3.weight"]
+    slept = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+    for layer, fill in ((slept[0], 0.02), (slept[2], 0.0)):
+        nn.init.constant_(layer.weight, fill)  # type: ignore[arg-type]
+    nn.init.normal_(slept[0].bias)  # type: ignore[arg-type]
+    measured = probe(slept, torch.randn(16, 16)).measurement.parameters
+    assert [each.stays_zero for each in measured if each.equal_rows] == [False]
 
 
 class Noised(nn.Module):
@@ -142,7 +242,7 @@ def attending() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "batch", "first"),
     [
-        (attending, torch.randn(16, 8, 32), "0.layers.0.self_attn"),
+        (lambda: Wired(lambda self, x: self.a(x.softmax(-1)), a=nn.Linear(8, 3)), torch.randn(16, 8), "a"),
         (lambda: nn.Sequential(nn.Linear(8, 8), nn.AvgPool1d(2), nn.Linear(4, 3)), torch.randn(16, 8), "1"),
     ],
 )
@@ -160,3 +260,4 @@ def test_it_is_said_from_where_on_nothing_is_promised(make: Callable[[], nn.Modu
 
 def test_nothing_is_said_where_all_is_promised() -> None:
     assert probe(mlp(0, depth=4)).notes == ()
+    assert probe(attending(), torch.randn(16, 8, 32)).notes == ()

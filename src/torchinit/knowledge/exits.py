@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -20,6 +21,8 @@ from torchinit.model.sites import Site
 
 EXITS: Final = ("attn.out", "mlp.out", "mlp.down", "expert.out", "expert.down", "ssm.out")
 """The roles of the matrices that lead out of a block."""
+_OF_HEADS: Final = re.compile(r"(^|\.)(q|k|query|key)_?(layer_?|rms_?)?norm$")
+"""The norms of queries and keys, which may be as wide as what passes, and are never met by it."""
 _NORMALIZED: Final = "it changes what passes beside its layers, as where a norm comes after the sum (post-norm)"
 
 # Whether x + f(x) or norm(x + f(x)) is computed shows in no name: nn.TransformerEncoderLayer has both under the same
@@ -110,7 +113,8 @@ def _replace_layers(module: nn.Module, path: str, ways: set[str], like: Tensor) 
         below = f"{path}.{name}".lstrip(".")
         if not any(parameter.dim() > 1 for parameter in child.parameters()):
             continue
-        if any(_norm_width(each) == like.shape[-1] for each in child.modules()):
+        inside = (each for name, each in child.named_modules() if not _OF_HEADS.search(name))
+        if any(_norm_width(each) == like.shape[-1] for each in inside):
             _replace_layers(child, below, ways, like)
             continue
         is_way_out = any(f"{way}.".startswith(f"{below}.") for way in ways)

@@ -18,6 +18,7 @@ from torchinit.knowledge.following import chains, with_activations
 from torchinit.knowledge.neutral import with_neutral
 from torchinit.model.dtensor import is_distributed, local_part
 from torchinit.model.names import normalize
+from torchinit.model.parametrizations import sets_scale
 from torchinit.model.sites import Site, group_sites
 from torchinit.model.traversal import HeldTensor, walk_tensors
 from torchinit.plans.plan import Plan
@@ -245,6 +246,11 @@ class LintedTensor:
         """
         fan = self.multiplied.fans("true")[0] if self.is_matrix and self.multiplied else 0.0
         return math.sqrt(fan) * math.hypot(self.statistics.std, self.statistics.mean)
+
+    @cached_property
+    def has_own_scale(self) -> bool:
+        """Whether a parametrization decides how large it is, whatever is drawn."""
+        return self.site.parametrized and sets_scale(self.holders[0].place.module, self.holders[0].leaf)
 
     @cached_property
     def multiplied(self) -> Site | None:

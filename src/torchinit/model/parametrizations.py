@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,31 @@ def parametrized(module: nn.Module) -> tuple[Parametrized, ...]:
 def bare_class(module: nn.Module) -> type:
     """The class that a module has, or had before it was parametrized."""
     return type_before_parametrizations(module) if "parametrizations" in module._modules else type(module)
+
+
+def sets_scale(module: nn.Module, leaf: str) -> bool:
+    """Whether a tensor is computed so that it has one size whatever is written to it, as by a spectral norm.
+
+    >>> sets_scale(parametrizations.weight_norm(nn.Linear(4, 4)), "weight")
+    False
+    """
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm)) and hook.name == leaf:
+            return isinstance(hook, SpectralNorm)
+    try:
+        tensor = next((each for each in parametrized(copy.deepcopy(module)) if each.leaf == leaf), None)
+    except Exception:  # noqa: BLE001  # what cannot be copied cannot be asked
+        return False
+    if tensor is None or tensor.value.is_meta:
+        return False
+    if tensor.assign is None:
+        return True
+    try:
+        with torch.no_grad():
+            one, two = (float(tensor.assign(torch.full_like(tensor.value, size)).norm()) for size in (1, 2))
+    except Exception:  # noqa: BLE001  # an orthogonal map refuses all that is not orthogonal, a stranger's whatever
+        return True
+    return not two > 1.5 * one
 
 
 def _chain(module: nn.Module, leaf: str, chain: ParametrizationList) -> Parametrized:

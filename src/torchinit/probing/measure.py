@@ -17,6 +17,8 @@ from torchinit._text import dtype_name
 from torchinit.api import plan, sites
 from torchinit.errors import ProbeError
 from torchinit.model.dtensor import local_part
+from torchinit.model.names import module_name
+from torchinit.model.parametrizations import sets_scale
 from torchinit.model.sites import Site
 from torchinit.probing.expectations import known_of, sizes_of
 from torchinit.probing.inputs import Together, forward, inputs_of
@@ -86,7 +88,7 @@ class _Subject:
             self._parameters(gradients), recorder.time_steps(),
             small_batch=self.inputs.samples < _SMALL_BATCH and any(map(is_batch_norm, self.model.modules())),
             dtype=dtype_name(self.dtype), largest=torch.finfo(self.dtype).max, fans=_fans(self.layers),
-            not_finite=not_finite_in(self.model, self.inputs.tensors),
+            not_finite=not_finite_in(self.model, self.inputs.tensors), fixed=_fixed(self.model, self.layers),
         )  # fmt: skip
         return self._after_steps(self._awake(measured, gradients), gradients)
 
@@ -100,7 +102,9 @@ class _Subject:
             found.append(
                 ParameterGradient(
                     name, tuple(parameter.shape), rms(values), None if slope is None else rms(slope), False,
-                    slope is not None and _are_alike(units.get(name, 0), values, slope) and bool(slope.any()),
+                    slope is not None
+                    and _are_alike(units.get(name, 0), values, slope)
+                    and bool(slope.any() or values.any()),
                     float((slope.abs() < tiny).float().mean()) if slope is not None and tiny else 0.0,
                 )
             )  # fmt: skip
@@ -187,6 +191,17 @@ def _fans(layers: Sequence[Site]) -> dict[str, float]:
     return {site.owner_name: site.fans("true")[0] for site in layers if site.layout and not site.layout.lookup}
 
 
+def _fixed(model: nn.Module, layers: Sequence[Site]) -> dict[str, float]:
+    """The RMS of the weights whose parametrization decides how large they are, by their layers."""
+    modules = {module_name(path): each for path, each in model.named_modules()}
+    held = [(modules.get(site.owner_name), site) for site in layers if site.parametrized]
+    return {
+        site.owner_name: rms(local_part(getattr(module, site.leaf).detach()))
+        for module, site in held
+        if module is not None and sets_scale(module, site.leaf)
+    }
+
+
 def _are_alike(axis: int, *tensors: Tensor) -> bool:
     """Whether along an axis all parts of each matrix are the same."""
     return all(each.dim() > axis and _is_alike(each.movedim(axis, 0)) for each in tensors)
@@ -206,10 +221,12 @@ def predict(model: nn.Module, recipe: RecipeLike | None = None, batch: Any = Non
 
     The model runs once without values. The second moments of weights are those of the plan, or without a ``recipe``
     those that the weights have; the inputs' are those of the ``batch``, or 1. A layer makes E[y²] = fan_in · E[w²] ·
-    E[x²] + E[b²], an activation what it makes of N(0, E[x²]), independent parts add up, a norm starts anew; the
-    gradient takes the same way back, as if it were 1 at the last output. ``predicted`` is None behind what is not
-    known: attention, recurrent layers, averages. ``noise`` and ``gradient_noise`` are the standard deviations of the
-    logarithms from draw to draw (about sqrt(5 · depth / (4 · width)) for ReLU).
+    E[x²] + E[b²], an activation what it makes of N(0, E[x²]), independent parts add up, a norm starts anew, attention
+    lies between one value and the mean of independent ones; the gradient takes the same way back, as if it were 1 at
+    the last output, but not through attention. ``predicted`` is None behind what is not known: recurrent layers,
+    averages, sums of what depends on each other, a second attention without a norm between. ``noise`` and
+    ``gradient_noise`` are the standard deviations of the logarithms from draw to draw (about
+    sqrt(5 · depth / (4 · width)) for ReLU).
 
     Raises ProbeError for a model that does not run on the meta device, or on it has no recipe.
 

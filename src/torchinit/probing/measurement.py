@@ -188,7 +188,8 @@ class Measurement:
 
     ``losses`` are those of the optimizer's steps that were tried; ``small_batch`` says that a batch norm saw too few
     samples for its gradients to mean anything; ``dtype`` is that of the training, ``largest`` its largest number;
-    ``fans`` are the inputs of a unit of each layer; ``not_finite`` the tensors of the model, and the inputs, that hold
+    ``fans`` are the inputs of a unit of each layer; ``fixed`` the RMS of each weight that has one size whatever is
+    drawn, as under a spectral norm, by its layer; ``not_finite`` the tensors of the model, and the inputs, that hold
     NaN or infinities.
 
     >>> Measurement("none", 16, Objective("none", 0.0)).chains
@@ -211,6 +212,7 @@ class Measurement:
     largest: float = math.inf
     fans: Mapping[str, float] = field(default_factory=dict)
     not_finite: tuple[NotFinite, ...] = ()
+    fixed: Mapping[str, float] = field(default_factory=dict)
 
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from torchinit._text import dtype_name, with_article
 from torchinit.errors import ProbeError
@@ -242,7 +243,9 @@ def probing_mode(model: nn.Module) -> Iterator[None]:
     model.eval()
     has_steps = False
     for module in model.modules():
-        module.training = is_batch_norm(module)
+        # The older spectral norm looks for the largest singular value while it trains, and has not begun yet.
+        hooks = module._forward_pre_hooks.values()
+        module.training = is_batch_norm(module) or any(isinstance(hook, SpectralNorm) for hook in hooks)
         has_steps |= isinstance(module, nn.RNNBase)
     with ExitStack() as modes:
         modes.enter_context(torch.inference_mode(mode=False))

@@ -308,7 +308,8 @@ def _predicted(expected: Expected | None) -> tuple[float | None, float | None, f
     if expected is None:
         return None, None, math.nan, math.nan
     gradient = math.sqrt(expected.gradient) if expected.gradient else None
-    return expected.rms, gradient, math.sqrt(expected.noise), math.sqrt(expected.gradient_noise)
+    noise = math.hypot(math.sqrt(expected.gradient_noise), expected.gradient_shift)
+    return expected.rms, gradient, math.sqrt(expected.noise), noise
 
 
 def _is_weighted(layer: nn.Module) -> bool:

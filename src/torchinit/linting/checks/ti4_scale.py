@@ -11,6 +11,10 @@ from torchinit.linting.registry import Hit, Severity, check
 from torchinit.linting.target import LintedTensor, LintTarget
 
 _GAIN = 10.0
+FIXED = (
+    "no initialization changes it where a parametrization, as a spectral norm, decides how large a weight is: "
+    "multiply the layer's output by a number, put a norm behind it, or take it off"
+)
 
 
 @check("TI401", "error", "values", "draw it, or zero it if it is the last of a residual branch")
@@ -86,7 +90,8 @@ def loud_weight(target: LintTarget) -> Iterator[Hit]:
         if view is not None and linted.factor > _GAIN and linted.statistics.varied:
             text = f"std {linted.statistics.std:.3g} with {view.fans('true')[0]:g} inputs makes what passes"
             through = f" through {view.name}" if view.name != linted.name else ""
-            yield Hit(linted.name, f"{text}{through} {linted.factor:.3g} times as large")
+            remedy = FIXED if linted.has_own_scale else ""
+            yield Hit(linted.name, f"{text}{through} {linted.factor:.3g} times as large", remedy=remedy)
 
 
 @check("TI405", "warning", "values", "zero it after drawing the table")

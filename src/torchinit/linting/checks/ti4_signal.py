@@ -14,6 +14,7 @@ import torch
 from torchinit._text import abbreviate, count
 from torchinit.knowledge.following import LAYER
 from torchinit.knowledge.gains import gain_before
+from torchinit.linting.checks.ti4_scale import FIXED
 from torchinit.linting.registry import Hit, Severity, check
 from torchinit.linting.target import LintedTensor, LintTarget, Statistics
 from torchinit.model.layouts import Layout
@@ -70,7 +71,9 @@ def _report(target: LintTarget, is_wrong: Callable[[float], bool]) -> Iterator[H
             layers = f"and {count(len(weights) - 1, 'layer')} to {weights[-1].name}"
             text = f"{layers} make what passes {factor:.3g} times as large"
             text += "" if is_sure else ", if they are one behind the other"
-            yield Hit(weights[0].name, text, "warning" if ends.tiny < factor < ends.max or not is_sure else "error")
+            severity: Severity = "warning" if ends.tiny < factor < ends.max or not is_sure else "error"
+            remedy = FIXED if any(weight.has_own_scale for weight in weights) else ""
+            yield Hit(weights[0].name, text, severity, remedy)
 
 
 _SCALED = (
@@ -212,7 +215,8 @@ def odd_spread(target: LintTarget) -> Iterator[Hit]:
     found: dict[str, list[str]] = defaultdict(list)
     for linted in target.drawn:
         view = linted.multiplied
-        if view is not None and view.layout is not None and linted.is_drawn and linted.factor:
+        drawn = linted.is_drawn and not linted.has_own_scale
+        if view is not None and view.layout is not None and drawn and linted.factor:
             found[_slip(linted.statistics, view, view.layout)].append(linted.name)
     for slip in sorted(found.keys() - {""}):
         yield Hit("", f"{slip}: {count(len(found[slip]), 'weight')}, {abbreviate(found[slip])}")

@@ -12,6 +12,7 @@ from torchinit.probing.measurement import Measurement, ParameterGradient, Units
 from torchinit.probing.moments import BatchMoments
 
 _ROWS = 64
+_DIVIDE = "a parametrization decides how large the weights are: divide the logits by a number"
 _REVERSED = "the last output of a reverse direction has read one step: take the last state, h_n, or the mean"
 
 
@@ -56,7 +57,8 @@ def sharp_attention(measured: Measurement) -> Iterator[Reading]:
         worst = max(measured.attentions, key=lambda each: each.std)
         text = f"the attention's logits have std {worst.std:.3g}: the largest weight is {worst.largest:.2f} on average,"
         value = math.log(worst.std) if worst.std > 0 else -math.inf
-        yield Reading(worst.module, value, f"{text} the entropy {worst.entropy:.2f} of its maximum")
+        remedy = _DIVIDE if any(name.startswith(worst.module) for name in measured.fixed) else ""
+        yield Reading(worst.module, value, f"{text} the entropy {worst.entropy:.2f} of its maximum", remedy)
 
 
 @probe_check(
@@ -74,7 +76,9 @@ def loud_logits(measured: Measurement) -> Iterator[Reading]:
     if goal.classes and goal.logits > 0 and math.isfinite(goal.logits):
         value = math.log(goal.logits) if goal.sure else min(math.log(goal.logits), math.log(9.9))
         text = f"the logits have RMS {goal.logits:.3g}; the loss is {goal.loss:.3g}, and {goal.best:.3g} without a look"
-        yield Reading("", value, f"{text} at {count(measured.samples, 'sample')}")
+        head = next((each.module for each in reversed(measured.outputs) if each.weighted), "")
+        remedy = _DIVIDE if head in measured.fixed else ""
+        yield Reading("", value, f"{text} at {count(measured.samples, 'sample')}", remedy)
 
 
 @probe_check("TI811", ANY, "let one of two zeros in a row be something else, the norm's gain first", stage="backward")
@@ -97,10 +101,11 @@ def stuck_weights(measured: Measurement) -> Iterator[Reading]:
 def equal_units(measured: Measurement) -> Iterator[Reading]:
     """Units of a layer that have the same weights and get the same gradients, so that they stay one unit for good.
 
-    Rows of the weight and of its gradient are compared, to 1e-4 of the largest.
+    Rows of the weight and of its gradient are compared, to 1e-4 of the largest. A gradient of zero counts where it
+    stays so, as in a net that is one number throughout.
     """
     for each in measured.parameters:
-        if each.equal_rows:
+        if each.equal_rows and (each.gradient or each.stays_zero):
             yield Reading(each.name, 1.0, "all units have the same weights and the same gradients")
 
 

@@ -206,11 +206,19 @@ _BRANCH: Final = (
     'scale the last layer of each branch by 1 / sqrt(2 · depth), as std = "0.02 / sqrt(2 * depth)" does,\n'
     "or start it at zero"
 )
+_FIXED: Final = (
+    "a parametrization, as a spectral norm, decides how large these weights are, and no initialization can: "
+    "take it off, or\n"
+)
 _UNKNOWN: Final = 'scale each weight by its fan-in:\n{type = "Kaiming", mode = "fan_in", nonlinearity = "auto"}'
 
 
 def of_chain(measured: Measurement, chain: SignalChain, grows: bool) -> str:
     """The way out for a chain along which the signal, or the gradient, does not keep its size."""
+    inside = tuple(f"{output.module}." for output in chain.outputs)
+    if chain.kind == "blocks" and any(name.startswith(inside) for name in measured.fixed):
+        mended = "multiply each branch by 1 / sqrt(2 · depth)" if grows else "put a norm before each block"
+        return f"{_FIXED}{mended}"
     if chain.kind == "blocks":
         return _BRANCH if grows else f"{_UNKNOWN}\nor put a residual connection around each block"
     layers = [output for output in chain.outputs if output.weighted]
@@ -224,6 +232,10 @@ def of_chain(measured: Measurement, chain: SignalChain, grows: bool) -> str:
 
 def _of_layer(measured: Measurement, layer: Output) -> str:
     fan = measured.fans.get(layer.module, 0.0)
+    gain, name, entry = _entry(layer)
+    if layer.module in measured.fixed:
+        kept = measured.fixed[layer.module] * math.sqrt(fan) / gain
+        return f"{_FIXED}multiply what comes out of each layer by a number, here {1 / (kept or math.nan):.2g}"
     if layer.then == "sigmoid":
         return (
             "no scale of the weights cures a sigmoid in depth: put ReLU or a norm in its place,\n"
@@ -235,7 +247,6 @@ def _of_layer(measured: Measurement, layer: Output) -> str:
         return f"{uniform}: std {_std(2, fan):.3g} / omega"
     if layer.kind.startswith(("RNN", "LSTM", "GRU")):
         return "start the recurrent weights orthogonal, and the bias of an LSTM's forget gate at 1"
-    gain, name, entry = _entry(layer)
     std = next((each.rms for each in measured.parameters if each.name == f"{layer.module}.weight"), math.nan)
     now = ""
     if fan and not math.isnan(std):

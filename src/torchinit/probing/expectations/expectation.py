@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from functools import reduce
+from operator import or_
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
 
@@ -14,12 +16,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from torchinit.initializers.statistics import Moments
 from torchinit.model.dtensor import local_part
 from torchinit.model.names import normalize
-from torchinit.probing.expectations.propagation import RULES, SPLITS, Expected, OperationCall, moved, step_of_norm
+from torchinit.probing.expectations.expected import Expected, OperationCall
+from torchinit.probing.expectations.propagation import RULES, SPLITS, moved, step_of_norm
 from torchinit.probing.inputs import Inputs
 from torchinit.probing.moments import rms
 
 _CLOSE: Final = 0.25
 """How much of a second moment may be the mean's, for what is drawn around zero."""
+
+_FEW: Final = 6 * 64
+"""A matrix of fewer values has parts that are uneven by chance."""
 
 _MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, StopIteration)
 """What a rule raises that meets an overload with other arguments."""
@@ -68,6 +74,9 @@ class Expectations:
             one = expected if expected and number == 0 else call.unknown()
             if call.name in SPLITS:
                 one = moved(call, each)
+            if not one.draws:  # a layer knows its own
+                one.fresh = reduce(or_, (source.fresh for source in sources), 0)
+                one.draws = reduce(or_, (source.draws for source in sources), 0)
             self._all.append(one)
             self._made[each] = one
 
@@ -81,7 +90,7 @@ class Expectations:
     def pass_back(self, last: Expected, second: float) -> None:
         """Carry a gradient of this second moment from one tensor back to all that it is made of."""
         for each in self._all:
-            each.gradient, each.gradient_noise = 0.0, 0.0
+            each.gradient, each.gradient_noise, each.gradient_shift = 0.0, 0.0, 0.0
         begun = False
         # Results lie in the order of the run, so that all that was made of one comes before it here, and its gradient
         # is whole when it is passed on. What was made behind the last layer passes on that nothing is known.
@@ -90,11 +99,13 @@ class Expectations:
                 begun, each.gradient, each.gradient_noise = True, second, 0.0
             if each.gradient == 0 and begun:
                 continue
-            for source, factor, noise in each.sources:
+            for source, factor, noise, *shift in each.sources:
                 # A tensor that something behind the last layer takes, too, has a gradient of which nothing is known.
                 known = begun and factor is not None and each.gradient is not None and source.gradient is not None
                 more = each.gradient * factor if known else None  # type: ignore[operator]
                 source.gradient_noise = max(source.gradient_noise, each.gradient_noise + noise)
+                # One pass forward is too large or too small for all layers at once, so what it shifts is added up.
+                source.gradient_shift = max(source.gradient_shift, each.gradient_shift + sum(shift), key=abs)
                 source.gradient = None if more is None else source.gradient + more  # type: ignore[operator]
 
 
@@ -109,9 +120,15 @@ def sizes_of(
             moments = planned[name]
             if moments is not None and moments.mean is not None and moments.std is not None:
                 found[name] = moments.mean, math.hypot(moments.mean, moments.std)
-        elif values.is_floating_point() and not values.is_meta and values.numel():
+        elif values.is_floating_point() and not values.is_meta and values.numel() and _is_even(values):
             found[name] = _size_of(values)
     return found
+
+
+def _is_even(values: Tensor) -> bool:
+    """Whether all parts of a matrix are of one size; queries, keys and values side by side may not be."""
+    parts = [rms(part) for part in values.chunk(6)] if values.dim() > 1 and values.numel() >= _FEW else [1.0]
+    return max(parts) <= 2 * min(parts)
 
 
 def _size_of(values: Tensor) -> tuple[float, float]:
@@ -125,16 +142,19 @@ def known_of(
     known: dict[int, Expected] = {}
     for path, parameter in model.named_parameters():
         name, shape = normalize(path), tuple(parameter.shape)
-        known[id(parameter)] = expected_of(*sizes.get(name, (math.nan, math.nan)), shape, weight=True)
+        # A bit for its draw, and one for that of its transpose.
+        known[id(parameter)] = expected_of(
+            *sizes.get(name, (math.nan, math.nan)), shape, 1 << 2 * len(known), weight=True
+        )
     for tensor, values in zip(inputs.tensors, (measured or inputs).tensors, strict=True):
         if tensor.is_floating_point() and tensor.numel():
             size = (0.0, 1.0) if values.is_meta else _size_of(values)
-            known[id(tensor)] = expected_of(*size, tuple(tensor.shape), weight=False)
+            known[id(tensor)] = expected_of(*size, tuple(tensor.shape), 1 << 2 * len(known), weight=False)
     return known
 
 
-def expected_of(mean: float, rms: float, shape: Sequence[int], *, weight: bool) -> Expected:
-    """What is expected of a parameter, or of an input, with these moments.
+def expected_of(mean: float, rms: float, shape: Sequence[int], draw: int, *, weight: bool) -> Expected:
+    """What is expected of a parameter, or of an input, with these moments; what is one number throughout has no draw.
 
     The inputs of a unit add up the mean of a matrix, so little of it is much, but for what chance leaves of a few rows.
     """
@@ -145,7 +165,9 @@ def expected_of(mean: float, rms: float, shape: Sequence[int], *, weight: bool) 
     # are three standard errors.
     centered = mean**2 * fan <= max(_CLOSE, 9 / shape[0] if fan > 1 else 0.0) * rms**2
     second = rms**2 if centered or fan == 1 else None
-    return Expected(second, numel, shape[-1] if shape else 1, 0.0, centered, centered, weight)
+    draw = 0 if rms <= abs(mean) * (1 + 1e-6) else draw
+    units = shape[-1] if shape else 1
+    return Expected(second, numel, units, 0.0, centered, centered, weight, fresh=draw, draws=draw)
 
 
 def _is_real(value: object) -> TypeGuard[Tensor]:

@@ -3,95 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor
 
-
-@dataclass(eq=False, slots=True)
-class Expected:
-    """What is expected of a tensor: its second moment, None where that is not known, over how many ``units``.
-
-    ``noise`` is the variance of ln RMS from draw to draw. ``normal`` says that the elements are normal around zero,
-    ``centered`` only the latter. ``sources`` are the tensors that it is made of, each with the factor by which a
-    gradient's second moment reaches it (None: not known), and with the noise that this adds. ``root`` is the tensor
-    that it is a function of, element by element, ``values`` the one that has the same elements; a ``weight`` is drawn,
-    and independent of what it meets. ``norm`` says how far a norm that is written out has come, and of which values.
-    """
-
-    second: float | None
-    size: int
-    units: int = 1
-    noise: float = 0.0
-    normal: bool = False
-    centered: bool = False
-    weight: bool = False
-    root: object = None
-    values: object = None
-    norm: tuple[str, object] | None = None
-    sources: Sequence[tuple[Expected, float | None, float]] = ()
-    gradient: float | None = 0.0
-    gradient_noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.root, self.values = self.root or self, self.values or self
-
-    @property
-    def rms(self) -> float | None:
-        """The root of the second moment."""
-        return None if self.second is None or not math.isfinite(self.second) else math.sqrt(self.second)
-
-    def nearest(self, wanted: Container[int]) -> set[int]:
-        """The identities of those wanted that it is made of with no other of them in between."""
-        seen: set[int] = set()
-        found: set[int] = set()
-        waiting = [self]
-        while waiting:
-            for source, *_ in waiting.pop().sources:
-                if id(source) in wanted:
-                    found.add(id(source))
-                elif id(source) not in seen:
-                    seen.add(id(source))
-                    waiting.append(source)
-        return found
-
-
-class OperationCall(NamedTuple):
-    """A call of an operation: its arguments by name, the tensors it made, those it took, and what is known of those."""
-
-    func: Any
-    given: Mapping[str, Any]
-    made: Sequence[Tensor]
-    sources: Sequence[Expected]
-    tensors: Sequence[Tensor]
-
-    @property
-    def name(self) -> str:
-        """The name of the operation, in place or not."""
-        return str(self.func.overloadpacket.__name__).rstrip("_")
-
-    @property
-    def size(self) -> int:
-        return self.made[0].numel()
-
-    @property
-    def number(self) -> float:
-        """The operand that is a number, the other one being a tensor."""
-        operands = (self.given.get(key) for key in ("other", "self"))
-        return next(float(each) for each in operands if isinstance(each, (int, float)))
-
-    def at(self, name: str) -> Expected | None:
-        """What is expected of the tensor that is given by this name."""
-        at = [index for index, each in enumerate(self.tensors) if each is self.given.get(name)]
-        return self.sources[at[0]] if at else None
-
-    def unknown(self) -> Expected:
-        """Nothing is known of the result, but from what it is made."""
-        return Expected(None, self.size, sources=[(each, None, 0.0) for each in self.sources if not each.weight])
-
+from torchinit.probing.expectations.expected import Expected, OperationCall, are_apart
 
 Rule: TypeAlias = Callable[[OperationCall], Expected]
 
@@ -99,11 +17,17 @@ Rule: TypeAlias = Callable[[OperationCall], Expected]
 # --- layers ----------------------------------------------------------------------------------------------------------
 
 
-def _layer(call: OperationCall, x: Expected, weight: Expected, connections: float, units: int, fan: float) -> Expected:
+def _layer(
+    call: OperationCall, x: Expected, weight: Expected, connections: float, units: int, fan: float, *, turned: bool
+) -> Expected:
     """The outputs of a layer: each adds up independent products, and is normal."""
     bias = call.at("bias") or (call.at("self") if "mat1" in call.given else None)
-    if weight.second is None or not weight.weight:
+    fresh, other_way = (weight.draws << 1, weight.draws) if turned else (weight.draws, weight.draws << 1)
+    of_one_sign = not weight.centered and connections > call.size
+    if weight.second is None or not weight.weight or of_one_sign or x.draws & other_way:
         return call.unknown()
+    fresh |= bias.fresh if bias else 0
+    draws = x.draws | fresh if weight.draws else 0  # by a weight that nobody drew nothing is random anew
     # An output adds up independent products x w: E[y²] is how many they are, times E[x²] E[w²]. `connections` counts
     # the products of all outputs together, so that borders, strides and groups are what they are. A gradient comes back
     # by the same connections, shared out among the inputs. The square of an RMS over n normal units has a variance of 2
@@ -116,17 +40,24 @@ def _layer(call: OperationCall, x: Expected, weight: Expected, connections: floa
         second = None if offset is None else second + offset
     normal = bias is None or bias.centered
     noise = x.noise + 0.5 / units
-    return Expected(second, call.size, units, noise, normal, normal, sources=[(x, back, 0.5 / fan)])
+    return Expected(
+        second, call.size, units, noise, normal, normal, sources=[(x, back, 0.5 / fan)],
+        fresh=fresh, draws=draws,
+    )  # fmt: skip
 
 
 def _matrix(call: OperationCall) -> Expected:
     first, second = [call.given[key] for key in (("mat1", "mat2") if "mat1" in call.given else ("self", "mat2"))]
     sides = [call.sources[next(at for at, each in enumerate(call.tensors) if each is side)] for side in (first, second)]
     x, weight = sides if sides[1].weight else sides[::-1]
+    if sides[0].norm and sides[0].norm[0] == "weights" and not sides[1].weight:
+        return _attention(call, sides[1], first.shape[-1])
     fan = first.shape[-1]
     if (x.weight and weight.weight) or {call.given.get("alpha", 1), call.given.get("beta", 1)} != {1}:
         return call.unknown()
-    return _layer(call, x, weight, call.size * fan, call.made[0].shape[-1 if sides[1].weight else -2], fan)
+    matrix, inputs, units = (second, -2, -1) if sides[1].weight else (first, -1, -2)
+    turned = matrix.stride(inputs) != 1  # its inputs lie apart, as those of w.T do after w
+    return _layer(call, x, weight, call.size * fan, call.made[0].shape[units], fan, turned=turned)
 
 
 def _convolution(call: OperationCall) -> Expected:
@@ -145,7 +76,8 @@ def _convolution(call: OperationCall) -> Expected:
     connections = given["input"].shape[0] * taps * weight.shape[0] * weight.shape[1]
     fan = call.at("weight")
     units = call.made[0].shape[1]
-    return _layer(call, x, fan or x, connections, units, given["input"].shape[1])
+    turned = bool(given["transposed"])
+    return _layer(call, x, fan or x, connections, units, given["input"].shape[1], turned=turned)
 
 
 def _lookup(call: OperationCall) -> Expected:
@@ -193,10 +125,11 @@ def _activation(call: OperationCall) -> Expected:
     turn = math.log(near[0] / second) / math.log(1.02)  # by how much noise of the input is noise of the output
     back = math.log(near[2] / slope) / math.log(1.02) if slope > 0 and near[2] > 0 else 0.0
     noise = max(turn**2 * x.noise + (fourth / second**2 - 3) / 4 / x.units, 0.0)
-    lost = max((3 * slope4 / slope**2 - 3) / 4 / x.units, 0.0) + back**2 * x.noise if slope > 0 else 0.0
+    lost = max((3 * slope4 / slope**2 - 3) / 4 / x.units, 0.0) if slope > 0 else 0.0
     return Expected(
-        second, call.size, x.units, noise, centered=mean**2 < 1e-6 * second, root=x.root, sources=[(x, slope, lost)]
-    )
+        second, call.size, x.units, noise, centered=mean**2 < 1e-6 * second, part=x.part,
+        sources=[(x, slope, lost, back * math.sqrt(x.noise))],
+    )  # fmt: skip
 
 
 def _sum(call: OperationCall) -> Expected:
@@ -208,14 +141,15 @@ def _sum(call: OperationCall) -> Expected:
         second = one.second + offset**2 if known else None  # type: ignore[operator]
         return Expected(
             second, call.size, one.units, one.noise, one.normal and not offset, one.centered and not offset,
-            root=one.root, sources=[(one, call.size / one.size, 0.0)],
+            part=one.part, sources=[(one, call.size / one.size, 0.0)],
         )  # fmt: skip
     other = call.sources[1]
+    if not are_apart(one, other):
+        return call.unknown()
     sources = [(each, call.size / each.size * factor, 0.0) for each, factor in ((one, 1.0), (other, scale**2))]
     sources = [each for each in sources if not each[0].weight]
     parts = one.second, other.second
-    apart = (one.centered or other.centered) and one.root is not other.root
-    if parts[0] is None or parts[1] is None or not apart:
+    if parts[0] is None or parts[1] is None or not (one.centered or other.centered):
         return Expected(None, call.size, sources=sources)
     shares = parts[0], parts[1] * scale**2
     total = shares[0] + shares[1]
@@ -235,14 +169,14 @@ def _product(call: OperationCall) -> Expected:
         factor = call.number ** (-2 if call.name == "div" else 2)
         second = None if one.second is None else one.second * factor
         return Expected(
-            second, call.size, one.units, one.noise, one.normal, one.centered, root=one.root,
+            second, call.size, one.units, one.noise, one.normal, one.centered, part=one.part,
             weight=one.weight, sources=[(one, factor, 0.0)],
         )  # fmt: skip
     other = call.sources[1]
     for x, by in ((one, other), *([(other, one)] if call.name == "mul" else [])):
-        if by.norm == (call.name, x.values):
+        if by.norm and by.norm[:2] == (call.name, x.values):
             return _normed(call, x, by)
-    if call.name == "div" or one.root is other.root or one.second is None or other.second is None:
+    if call.name == "div" or not are_apart(one, other) or one.second is None or other.second is None:
         return call.unknown()
     sources = [
         (each, call.size / each.size * factor, noise)
@@ -257,32 +191,47 @@ def _product(call: OperationCall) -> Expected:
     )  # fmt: skip
 
 
-def step_of_norm(call: OperationCall) -> tuple[str, object] | None:
-    """How far a norm that is written out has come with an operation: as in x * rsqrt(mean(x ** 2) + eps)."""
+def step_of_norm(call: OperationCall) -> tuple[str, object, float] | None:
+    """How far a written-out norm has come with an operation, as in x * rsqrt(mean(x ** 2) + eps), or an attention."""
     # x * rsqrt(mean(x²) + eps) is a norm in five operations, and its last one would be refused as a product of two
     # tensors that depend on each other. So a result remembers how far such a chain has come, and of which values:
     # square, mean, then by what x is to be multiplied or divided. What adds an eps, casts, clamps or reshapes keeps the
     # step, all else ends it, and the product is not known then, instead of wrong. Over which axes the mean goes does
-    # not matter: E[y²] is 1.
+    # not matter: E[y²] is 1, but for the eps.
     one, exponent = call.sources[0], call.given.get("exponent")
     is_square = (call.name, exponent) == ("pow", 2) or (call.name == "mul" and len(call.sources) == 2)
     if is_square and all(each.values is one.values for each in call.sources):
-        return "square", one.values
-    step, of = one.norm or ("", None)
+        return "square", one.values, 0.0
+    if call.name in ("_softmax", "_safe_softmax"):
+        return ("weights", one.values, 0.0) if call.given["dim"] in (-1, call.tensors[0].dim() - 1) else None
+    step, of, eps = one.norm or ("", None, 0.0)
     alone = len(call.sources) == 1
+    if step == "weights":
+        return one.norm if call.name in _MOVES and call.size >= one.size else None
     if (call.name, step) == ("mean", "square") or (call.name in _KEEPS_NORM and step and alone):
-        return "mean" if call.name == "mean" else step, of
+        more = call.number if call.name == "add" else 0.0
+        return "mean" if call.name == "mean" else step, of, eps + more
     if step == "mean" and (call.name == "rsqrt" or (call.name, exponent) == ("pow", -0.5)):
-        return "mul", of  # by what it is to be multiplied
-    return ("div", of) if step == "mean" and (call.name == "sqrt" or (call.name, exponent) == ("pow", 0.5)) else None
+        return "mul", of, eps  # by what it is to be multiplied
+    is_root = call.name == "sqrt" or (call.name, exponent) == ("pow", 0.5)
+    return ("div", of, eps) if step == "mean" and is_root else None
 
 
 def _normed(call: OperationCall, x: Expected, factor: Expected) -> Expected:
     """A tensor by its own RMS. What its gradient loses by that way is no more than one part in as many as there are."""
     factor.sources = ()
-    back = 1 / x.second if x.second and x.normal else None
+    share, noise = _beside_eps(x, factor.norm[2] if factor.norm else 0.0)
+    back = share / x.second if x.second and x.normal else None
     units = x.units if x.second else call.made[0].shape[-1]
-    return Expected(1.0, call.size, units, 0.0, x.normal, centered=True, root=x.root, sources=[(x, back, x.noise)])
+    return Expected(share, call.size, units, noise, x.normal, centered=True, sources=[(x, back, x.noise)])
+
+
+def _beside_eps(x: Expected, eps: float) -> tuple[float, float]:
+    """What a norm with this eps makes of the second moment, 1 but for small values, and the noise that it leaves."""
+    if x.second is None or not x.second + eps:
+        return 1.0, 0.0
+    share = x.second / (x.second + eps)
+    return share, (1 - share) ** 2 * x.noise
 
 
 def _norm(call: OperationCall) -> Expected:
@@ -290,17 +239,35 @@ def _norm(call: OperationCall) -> Expected:
     x, gain, shift = call.sources[0], call.at("weight"), call.at("bias")
     if call.given.get("training") is False:  # by running statistics
         return call.unknown()
-    factor = 1.0 if gain is None else gain.second
+    share, noise = _beside_eps(x, call.given.get("eps") or 0.0)
+    factor = share if gain is None or gain.second is None else gain.second * share
     offset = 0.0 if shift is None else shift.second
-    second = None if factor is None or offset is None else factor + offset
+    second = None if offset is None or (gain and gain.second is None) else factor + offset
     centered = x.normal and not offset
     over_batch = "batch" in call.name
     known = x.normal and not over_batch
-    back = factor / x.second if factor is not None and x.second and known else None
+    back = factor / x.second if second is not None and x.second and known else None
     return Expected(
-        second, call.size, x.units if x.second else call.made[0].shape[-1], 0.0, centered, not offset,
-        root=x.root, sources=[(x, back, x.noise)],
+        second, call.size, x.units if x.second else call.made[0].shape[-1], noise, centered, not offset,
+        sources=[(x, back, x.noise)],
     )  # fmt: skip
+
+
+_SURE: Final = 0.1
+
+
+def _attention(call: OperationCall, value: Expected | None = None, number: int = 0) -> Expected:
+    """Means of values by the weights of a softmax: between one of as many independent values and one value."""
+    # Whatever the weights are, they are positive, add up to 1, and are drawn apart from the values. So E[y²] is E[v²]
+    # where tokens are all alike, or a query picks one key, E[v²] / n where the mean of n independent ones is taken, and
+    # in between elsewhere. As with the largest of a window, the middle is expected, and the way to either end is noise.
+    # Two of them without a norm between are off to the same side, and so nothing is known of the second.
+    made, v = call.unknown(), value or call.at("value")
+    wide = math.log(number or call.given["key"].shape[-2]) / 4
+    if v is not None and v.second is not None and v.centered and v.noise < _SURE:
+        made.second, made.units, made.centered = v.second * math.exp(-2 * wide), v.units, True
+        made.noise = v.noise + wide**2 / 3
+    return made
 
 
 # --- places ----------------------------------------------------------------------------------------------------------
@@ -311,20 +278,29 @@ def moved(call: OperationCall, made: Tensor | None = None) -> Expected:
     x, size = call.sources[0], call.size if made is None else made.numel()
     whole = size >= x.size
     return Expected(
-        x.second, size, x.units, x.noise, x.normal, x.centered, x.weight, x.root if whole else None,
-        x.values if whole else None, sources=[(x, size / x.size, 0.0)],
+        x.second, size, x.units, x.noise, x.normal, x.centered, x.weight, x.values if whole else None,
+        part=x.part if whole else _part(call, call.made[0] if made is None else made),
+        sources=[(x, size / x.size, 0.0)],
     )  # fmt: skip
 
 
+def _part(call: OperationCall, made: Tensor) -> tuple[Expected, int, object] | None:
+    """Which part of the units of a tensor this is: other places, as neighbours in an image, are not independent."""
+    x, taken = call.sources[0], call.tensors[0]
+    axis = call.given.get("dim", 0) % taken.dim()
+    is_of_units = axis in (taken.dim() - 1, 1 if taken.dim() > 3 else -1) and taken.shape[axis] == x.units
+    return (x, axis, made.storage_offset()) if is_of_units else None
+
+
 def _joined(call: OperationCall) -> Expected:
-    parts = call.sources
+    parts = [each for each in call.sources if each.size]  # a cache of keys begins with none
     known = [each.second for each in parts if each.second is not None]
     second = sum(each.size * (each.second or 0.0) for each in parts) / call.size if len(known) == len(parts) else None
     noise = max(each.noise for each in parts)
     alike = second is not None and max(known) < 2 * min(known)
     return Expected(
         second, call.size, sum(each.units for each in parts), noise, alike and all(each.normal for each in parts),
-        all(each.centered for each in parts), all(each.weight for each in parts),
+        all(each.centered for each in parts), all(each.weight for each in parts) and len({*parts}) == len(parts),
         sources=[(each, 1.0, 0.0) for each in parts],
     )  # fmt: skip
 
@@ -378,15 +354,19 @@ _NORMS: Final = [
     "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit",
     "_batch_norm_with_update", "native_layer_norm", "native_group_norm", "_fused_rms_norm",
 ]  # fmt: skip
+_ATTENTIONS: Final = [
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+]  # fmt: skip
 _KEEPS_NORM: Final = frozenset(["_to_copy", "add", "clamp", "clamp_min", "expand", "view"])
 KEEPS: Final = frozenset([*_MOVES, *_FUNCTIONS, "mul", "div"])
 """Operations whose result is a tensor over again, moved, scaled or bent."""
 
 RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(_MOVES, moved), **dict.fromkeys(_FUNCTIONS, _activation), **dict.fromkeys(_NORMS, _norm),
-    **dict.fromkeys(("addmm", "mm", "bmm", "mv"), _matrix), "convolution": _convolution, "embedding": _lookup,
+    **dict.fromkeys(("addmm", "mm", "bmm"), _matrix), "convolution": _convolution, "embedding": _lookup,
     **dict.fromkeys(("add", "sub"), _sum), **dict.fromkeys(("mul", "div"), _product),
-    **dict.fromkeys(("cat", "stack"), _joined),
+    **dict.fromkeys(("cat", "stack"), _joined), **dict.fromkeys(_ATTENTIONS, _attention),
     **dict.fromkeys(("mean", "avg_pool2d", "_adaptive_avg_pool2d"), _averaged),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), _pooled), "constant_pad_nd": _padded,
 }  # fmt: skip
