@@ -72,6 +72,8 @@ def assert_same(ours: Any, theirs: Any) -> None:
     elif isinstance(ours, torch.TypedStorage):
         assert ours._untyped_storage.tolist() == theirs._untyped_storage.tolist()
         assert ours.dtype == theirs.dtype
+    elif isinstance(ours, torch.serialization.StorageType):
+        assert ours.dtype == theirs.dtype
     elif isinstance(ours, dict):
         assert [*ours] == [*theirs]
         assert_same([*ours.values()], [*theirs.values()])

@@ -19,7 +19,8 @@ import torchinit._limits as limits
 from torchinit._text import abbreviate, count, did_you_mean
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
 from torchinit.checkpoints.formats.common_pickle import read_common
-from torchinit.checkpoints.formats.pickle_audit import Filled, Leaves, check_pickles, refused
+from torchinit.checkpoints.formats.pickle_audit import Filled, Leaves, check_pickles
+from torchinit.checkpoints.formats.pickle_names import refused
 from torchinit.checkpoints.formats.zip_audit import Audited, check_zip, is_zip
 from torchinit.errors import CheckpointError
 from torchinit.model.dtensor import is_distributed
