@@ -136,7 +136,9 @@ def test_torch_s_own_attention(count: int) -> None:
 def test_a_file_does_not_tell_the_size_of_its_heads_so_that_is_said() -> None:
     account, is_same = grown(HyperClone(), as_file=True, width=32, heads=8, keys=4)
     told = "promised only if heads are of 4 in the file, too, and grow in number: preserves, or --proof, tells"
-    assert account.promise == "function" and is_same and told in account.notes
+    assert account.promise == "conditional" and is_same and told in account.notes
+    assert "\n  promise: same function, if what is told above holds" in account.summary()
+    assert LoadReport.from_dict(json.loads(json.dumps(account.to_dict()))) == account
     account, is_same = grown(HyperClone(), as_file=True, width=32)
     assert account.promise == "function" and is_same and told not in account.notes  # no queries are made anew
 
@@ -146,11 +148,16 @@ def test_a_file_does_not_tell_the_size_of_its_heads_so_that_is_said() -> None:
     [
         ({"hidden_size": 16, "num_attention_heads": 4}, 4, "function", False),
         ({"hidden_size": 16, "num_attention_heads": 4, "head_dim": 4}, 8, "none", True),
-        ({"hidden_size": 32, "num_attention_heads": 8, "head_dim": 4}, 4, "function", True),  # the new model's
-        ({"hidden_size": 16, "num_attention_heads": 4, "head_dim": 8}, 8, "function", True),  # rows of 16 are no four
-        ({"hidden_size": 16, "num_attention_heads": 4, "qk_nope_head_dim": 4}, 4, "function", True),
-        ({"hidden_size": "16", "num_attention_heads": None}, 4, "function", True),
-        (["no table"], 4, "function", True),
+        ({"hidden_size": 32, "num_attention_heads": 8, "head_dim": 4}, 4, "conditional", True),  # the new model's
+        (
+            {"hidden_size": 16, "num_attention_heads": 4, "head_dim": 8},
+            8,
+            "conditional",
+            True,
+        ),  # rows of 16 are no four
+        ({"hidden_size": 16, "num_attention_heads": 4, "qk_nope_head_dim": 4}, 4, "conditional", True),
+        ({"hidden_size": "16", "num_attention_heads": None}, 4, "conditional", True),
+        (["no table"], 4, "conditional", True),
     ],
 )
 def test_the_config_beside_a_file_tells(tmp_path: Path, config: object, size: int, promise: str, is_told: bool) -> None:

@@ -31,7 +31,7 @@ from torchinit.serialization.json import unique_json
 # Each tensor may fit, and the whole be another function: a head's scores are divided by the root of its size and turned
 # by angles that go with it, and which keys a query meets goes with the numbers of both. Shapes have only the product of
 # a size and a number. So the size is looked up in the modules of both models, where both are there, or in the config of
-# transformers beside a file; of any other file that is taken for granted, and said.
+# transformers beside a file; of any other file it is a condition, and said.
 
 _QUERIES: Final = ("attn.q", "attn.q_up", "attn.qkv")
 _KEYS: Final = ("attn.k", "attn.v", "attn.kv", "attn.kv_up")
@@ -68,7 +68,7 @@ def kept(
     account: LoadReport, fills: Mapping[str, Fill], sites: Mapping[str, Site], source: object, file: Checkpoint
 ) -> LoadReport:
     """The account, with a promise that holds in the light of the attentions of the model and of the source."""
-    if account.promise != "function":
+    if account.promise not in ("function", "conditional"):
         return account
     found: dict[str, list[Projection]] = defaultdict(list)
     for each in _projections(fills, sites, file, source):
@@ -86,7 +86,7 @@ def kept(
         return account
     sizes = ", ".join(sorted({str(each.after) for each in unknown if each.after})) or "one size"
     told = f"promised only if heads are of {sizes} in the file, too, and grow in number: preserves, or --proof, tells"
-    return replace(account, notes=(*account.notes, told))
+    return replace(account, promise="conditional", notes=(*account.notes, told))
 
 
 def _projections(

@@ -16,7 +16,7 @@ from importlib import import_module
 from torchinit._text import did_you_mean
 from torchinit._version import __version__
 from torchinit.cli.commands import COMMANDS
-from torchinit.cli.frame import REGISTERED, UsageError
+from torchinit.cli.frame import REGISTERED, UsageError, told
 from torchinit.errors import MissingExtraError, TorchinitError
 
 __all__ = ["main"]
@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, _interrupted)
     try:
         return _carry_out(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if text := told(stop):
+            print(text, file=sys.stderr, flush=True)
         if argv is None:  # a program of its own, which has nothing left to do: Python would take torch apart first
             os._exit(130)
         return 130
@@ -75,7 +77,7 @@ def _carry_out(words: Sequence[str]) -> int:
         except (TorchinitError, OSError) as error:
             if os.environ.get("TORCHINIT_DEBUG"):
                 raise
-            print(f"torchinit {called}: {error}", file=sys.stderr)
+            print(f"torchinit {called}: {told(error)}", file=sys.stderr)
             is_usage = isinstance(error, (UsageError, MissingExtraError, OSError))
             return 2 if is_usage else REGISTERED[called].on_error
 

@@ -42,6 +42,16 @@ def usage_errors(option: str = "") -> Iterator[None]:
         raise UsageError(f"{option}: {error}" if option else str(error)) from None
 
 
+def told(error: BaseException) -> str:
+    """The text of an error, and the notes that it and the errors behind it were given, a line each."""
+    behind: BaseException | None = error
+    lines = [str(error)]
+    while behind is not None:
+        lines += [note for note in getattr(behind, "__notes__", ()) if note not in lines]
+        behind = behind.__cause__ or behind.__context__
+    return plain("\n  ".join(filter(None, lines)))
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 Run: TypeAlias = Callable[[Namespace], "bool | None"]
@@ -103,6 +113,7 @@ _MODEL = {"metavar": "MODEL", "help": "package.module:factory, file.py:factory o
 _ARG = repeated("--arg", metavar="KEY=VALUE", help="an argument of the factory; JSON or text")
 _RECIPE = "a file, or the name of a scheme; without one a transformers: model starts as its own code says"
 _SET = repeated("--set", metavar="KEY=VALUE", help="an argument of the recipe, such as variant=jax; JSON or text")
+_DEVICE = "where the model is built; cpu for code that needs it"
 _ONLY = "leave all other sites alone (repeatable); missing: what transformers has not marked as loaded"
 _STRICT = "a rule in vain is an error (default), and a key of a checkpoint that nobody takes, too"
 JSON = option("--json", action="store_true", help="print JSON instead of a table")
@@ -123,6 +134,7 @@ _SHARED: Final[Mapping[str, tuple[Option, ...]]] = {
         ),
     ),
     "--set": (_SET,),
+    "--device": (option("--device", choices=("meta", "cpu"), default="meta", help=_DEVICE),),
     "--part": (option("--part", help="where in a nested checkpoint the weights are, if not where they usually are"),),
     "--prefix": (option("--prefix", help="take the keys that begin with this, without it"),),
     "--rename": (repeated("--rename", nargs=2, metavar=("PATTERN", "NEW"), help="as re.sub; repeatable"),),
@@ -231,8 +243,10 @@ def recipe_of(text: str, settings: Sequence[str] = ()) -> Recipe:
 
 
 def given_recipe(arguments: Namespace) -> Recipe | None:
-    """The recipe of a command that can do without one."""
-    return recipe_of(arguments.recipe, getattr(arguments, "set", ())) if arguments.recipe else None
+    """The recipe of a command that can do without one; UsageError for arguments of none."""
+    if arguments.set and not arguments.recipe:
+        raise UsageError("--set is for a recipe: give one")
+    return recipe_of(arguments.recipe, arguments.set) if arguments.recipe else None
 
 
 def check_page(path: str | None) -> None:

@@ -16,10 +16,15 @@ from torchinit._tables import Table, Tabular
 from torchinit._text import abbreviate, count, dtype_name, percentage
 from torchinit.serialization.schema import Schema
 
-Promise: TypeAlias = Literal["none", "statistics", "function"]
+Promise: TypeAlias = Literal["none", "statistics", "conditional", "function"]
 """What a model that is made of another keeps of it, the weakest first: nothing that one could count on, the mean and
-variance of what its layers give, all that it computes."""
-_PROMISES: Final[dict[Promise, str]] = {"none": "none", "statistics": "same statistics", "function": "same function"}
+variance of what its layers give, all that it computes if something holds that no tensor tells, all that it computes."""
+_PROMISES: Final[dict[Promise, str]] = {
+    "none": "none",
+    "statistics": "same statistics",
+    "conditional": "same function, if what is told above holds",
+    "function": "same function",
+}
 _REMEDIES: Final = {
     "shape": "on_shape='skip' leaves what has another shape to its other rules",
     "kind": "numbers of another kind are not cast: exclude these sites, or give a dict of what you cast",
@@ -102,7 +107,8 @@ class LoadReport(Tabular):
     file that rules take, and all that it has. ``doubts`` says which of them may mean something else than their numbers,
     ``notes`` how names were found, ``hints`` how more of them would be, ``guess`` the same as arguments; ``failure``
     why the file could not be read. ``promise`` is what the model keeps of the one in the file, where it is made of it
-    and not just loaded: ``"function"``, all that it computes, ``"statistics"``, or ``"none"``.
+    and not just loaded: ``"function"``, all that it computes, ``"conditional"``, the same if what a note tells holds,
+    ``"statistics"``, or ``"none"``.
 
     >>> account = LoadReport("resnet50.pth", loaded=("conv1.weight",), missing=("fc.weight",), elements=(90, 100))
     >>> print(account)

@@ -86,6 +86,9 @@ def meta_parity(
         what = f"neither a method of {type(sketch).__name__} or one of its modules nor a recipe"
         raise ConfigError(f"init: {recipe!r} is {what}{did_you_mean(recipe, known.union(schemes()))}")
 
+    if arguments and recipe is None:
+        raise ConfigError("arguments: are those of a recipe, and init is none")
+
     def in_memory(number: int) -> _Side:
         recorder = _Construction()
         with _sandboxed(number):

@@ -16,8 +16,8 @@ from torchinit.transfer.base import has_role, is_head, is_matrix, is_table
 from torchinit.transfer.table import Growth, ParameterRole
 
 _OTHER: Final = "the base model is of another structure: "
-_INNER: Final = ("attn.", "mlp.", "lora.", "ssm.", "expert.", "conv", "rnn")
-"""Roles of matrices whose results stay inside of the model, whatever axes grow."""
+_INNER: Final = ("attn.", "mlp.", "lora.", "ssm.", "expert.", "rnn")
+"""Roles of matrices whose results stay inside of the model, whatever axes grow; that of a convolution does not tell."""
 
 
 class Matched(NamedTuple):
@@ -25,6 +25,11 @@ class Matched(NamedTuple):
 
     site: Site
     base: Site
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The sizes of each axis, here and there."""
+        return [*zip(self.site.shape, self.base.shape, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +106,16 @@ def growth_among(
     }  # fmt: skip
     ratios = [_ratios(pair, fixed, vocabulary) for pair in pairs]
     _check_direction(pairs, ratios)
+    axes = [
+        (each[axis], size) for pair, each in zip(pairs, ratios, strict=True) for axis, size in enumerate(pair.sizes)
+    ]
+    widest = max(axes, key=lambda axis: abs(math.log(axis[0] or 1)), default=(1.0, (1, 1)))[1]
     grown = []
     for at, (pair, each) in enumerate(zip(pairs, ratios, strict=True)):
         given = next((kind for glob, kind in (kinds or {}).items() if _fits(glob, pair.site)), None)
         r_i, r_o, notes = _sides(pair.site, each, given)
         kind = given or _kind(pair.site, r_i, r_o, each)
-        if kind == "output" and given is None and _stays_inside(pair, pairs[at + 1 :], ratios[at + 1 :]):
+        if kind == "output" and given is None and _stays_inside(pair, pairs[at + 1 :], ratios[at + 1 :], widest):
             kind = "hidden"
             inside = (
                 "fixed outputs inside of the model: as hidden, its gradient shrinks; keep them a share of the width"
@@ -226,23 +235,39 @@ def _kind(site: Site, r_i: float, r_o: float, ratios: Sequence[float]) -> Parame
     return "output" if r_o == 1 else "hidden"
 
 
-def _stays_inside(pair: Matched, later: Sequence[Matched], ratios: Sequence[tuple[float, ...]]) -> bool:
+def _stays_inside(
+    pair: Matched, later: Sequence[Matched], ratios: Sequence[tuple[float, ...]], widest: tuple[int, int]
+) -> bool:
     """Whether what a matrix with fixed outputs gives is read again by the model, by its role or by its size."""
     # Fixed outputs are those of a head, or of a layer inside of the model whose own width is kept: keys and values of
     # few heads, a bottleneck. Both have r_o = 1, but the table has a multiplier for the first that would let the second
-    # vanish with growing width. Roles decide. Where there is none, a matrix that comes later decides, if it reads as
-    # many numbers as this one gives, all of them fixed, and makes growing ones of them. It can fail for a head without
-    # a role, of as many outputs as such a layer behind it happens to read; `kinds` says what it is.
-    if has_role(pair.site, "head.", "moe.router", "pooler", *_INNER):
-        return has_role(pair.site, *_INNER)
+    # vanish with growing width. Roles decide, but for a feed-forward layer outside of blocks whose outputs nothing
+    # reads: the last of fc1 and fc2, which are a model. Where there is none, a matrix that comes later decides, if it
+    # reads as many numbers as this one gives, all fixed, and makes growing ones of them. A convolution's outputs
+    # are as often read by fixed layers (the laterals of a pyramid), once for each place (flattened), or beside growing
+    # ones (concatenated). It can fail for a head without a role, of as many outputs as such a layer behind it happens
+    # to read, and for a gate of one output; `kinds` says what it is.
+    readers = [
+        (other.sizes[layout.in_axes[0]], each[layout.in_axes[0]] == 1, each[layout.out_axes[0]] != 1)
+        for other, each in zip(later, ratios, strict=True)
+        if (layout := other.site.layout)
+        and not layout.lookup and layout.in_axes and layout.out_axes and len(other.site.shape) > 1
+    ]  # fmt: skip
     outputs = pair.site.shape[(pair.site.layout or Layout()).out_axes[0]]
-    for other, each in zip(later, ratios, strict=True):
-        layout = other.site.layout
-        if layout and not layout.lookup and layout.in_axes and layout.out_axes and len(other.site.shape) > 1:
-            reads = other.site.shape[layout.in_axes[0]] == outputs and each[layout.in_axes[0]] == 1
-            if reads and each[layout.out_axes[0]] != 1:
-                return True
-    return False
+    if has_role(pair.site, "head.", "moe.router", "pooler", *_INNER):
+        in_block = any(part[-1:].isdecimal() for part in pair.site.owner_name.split(".")[:-1])
+        is_read = in_block or not has_role(pair.site, "mlp.") or any(sizes[0] == outputs for sizes, *_ in readers)
+        return has_role(pair.site, *_INNER) and is_read
+    if has_role(pair.site, "conv"):
+        return any(_reads(outputs, sizes, widest) for sizes, *_ in readers)
+    return any(sizes[0] == outputs and is_fixed and grows for sizes, is_fixed, grows in readers)
+
+
+def _reads(outputs: int, sizes: tuple[int, int], widest: tuple[int, int]) -> bool:
+    """Whether the fixed ones of these inputs, where the others grow as the width does, can be several such outputs."""
+    (size, base), (wide, narrow) = sizes, widest
+    fixed, rest = divmod(wide * base - narrow * size, wide - narrow)
+    return not rest and (fixed == outputs or (fixed > 0 and outputs > 1 and fixed % outputs == 0))
 
 
 def _depth(pair: Matched) -> float:

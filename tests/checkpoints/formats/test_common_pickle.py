@@ -61,19 +61,22 @@ def saved(path: Path, content: Any) -> Path:
 
 def assert_same(ours: Any, theirs: Any) -> None:
     assert type(ours) is type(theirs)
-    if not isinstance(ours, torch.TypedStorage):
-        assert getattr(ours, "__dict__", None) == getattr(theirs, "__dict__", None)
+    if isinstance(ours, (Tensor, OrderedDict)):
+        assert_same(vars(ours), vars(theirs))
     if isinstance(ours, Tensor):
         assert torch.equal(ours, theirs)
-        for about in ("dtype", "requires_grad", "is_leaf", "_backward_hooks"):
+        for about in ("dtype", "requires_grad", "is_leaf"):
             assert getattr(ours, about) == getattr(theirs, about)
+        assert_same(ours._backward_hooks, theirs._backward_hooks)
         assert (ours.stride(), ours.storage_offset()) == (theirs.stride(), theirs.storage_offset())
         assert ours.untyped_storage().nbytes() == theirs.untyped_storage().nbytes()
     elif isinstance(ours, torch.TypedStorage):
         assert ours._untyped_storage.tolist() == theirs._untyped_storage.tolist()
         assert ours.dtype == theirs.dtype
+    elif isinstance(ours, torch.serialization.StorageType):
+        assert ours.dtype == theirs.dtype
     elif isinstance(ours, dict):
-        assert [*ours] == [*theirs]
+        assert_same([*ours], [*theirs])
         assert_same([*ours.values()], [*theirs.values()])
     elif isinstance(ours, (list, tuple)):
         assert len(ours) == len(theirs)

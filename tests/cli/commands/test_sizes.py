@@ -26,6 +26,12 @@ def encoder(depth=4, width=8, first=True):
     return nn.Sequential(nn.Embedding(20, width), blocks, nn.Linear(width, 20))
 
 
+def headed(width=8, heads=2):
+    layer = nn.TransformerEncoderLayer(width, heads, 2 * width, norm_first=True, batch_first=True)
+    blocks = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+    return nn.Sequential(nn.Embedding(20, width), blocks, nn.Linear(width, 20))
+
+
 class Scaled(nn.Sequential):
     def forward(self, ids):
         return super().forward(ids) * self[0].embedding_dim
@@ -44,6 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("old", "encoder", {}),
         ("post", "encoder", {"first": False}),
         ("scaled", "scaled", {}),
+        ("headed", "headed", {}),
     ):
         model = build(f"grown_nets.py:{factory}", words, "cpu", seed=3)
         torch.save(model.state_dict(), f"{name}.pth")
@@ -93,6 +100,22 @@ def test_a_broken_promise_leaves_no_file(folder: Path, capsys: pytest.CaptureFix
     assert grow(*words, "--old-arg", "width=8", "-o", "new.safetensors") == 1
     assert "new.safetensors was not written: the promise is broken" in capsys.readouterr().out
     assert not Path("new.safetensors").exists()
+
+
+@pytest.mark.parametrize(("heads", "holds"), [(4, True), (2, False)])
+def test_a_promise_on_a_condition(heads: int, holds: bool, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Heads of 4 in the file, which it does not tell: where they are of 8 in the model, it computes something else."""
+    into = ("headed.pth", "--into", "grown_nets.py:headed", "--arg", "width=16", "--arg", f"heads={heads}")
+    words = (*into, "--width", "hyperclone", "-o", "new.safetensors", "--force")
+    assert grow(*words) == 0
+    printed = capsys.readouterr().out
+    told = f"promised only if heads are of {16 // heads} in the file, too"
+    assert printed.index(told) < printed.index("promise: same function, if what is told above holds")
+    assert grow(*words, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["promise"] == "conditional"
+    Path("new.safetensors").unlink()
+    assert grow(*words, "--proof", "--old-arg", "width=8", "--old-arg", "heads=2") == (0 if holds else 1)
+    assert Path("new.safetensors").exists() == holds
 
 
 def test_noise_breaks_the_symmetry_and_the_promise(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from torchinit.checkpoints.formats.base import Checkpoint, Info
-from torchinit.checkpoints.formats.pickle_audit import RefusedPickleError
+from torchinit.checkpoints.formats.pickle_names import RefusedPickleError
 
 __all__ = ["Checkpoint", "Info", "RefusedPickleError"]

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import TypedStorage
 
-from torchinit.checkpoints.formats.pickle_audit import COMMON
+from torchinit.checkpoints.formats.pickle_names import COMMON
 from torchinit.checkpoints.formats.zip_audit import Audited
+
+_USUAL: Final = {
+    "version": b"3\n", "byteorder": sys.byteorder.encode(), ".format_version": b"1", ".storage_alignment": b"64",
+}  # fmt: skip
+"""What torch.save writes beside the pickle on a machine like this one, the last two since torch 2.7."""
 
 
 def _tensor(memory: TypedStorage, offset: int, size: Any, stride: Any, requires_grad: bool, hooks: Any) -> torch.Tensor:
@@ -27,11 +33,17 @@ class _Common(pickle.Unpickler):
 
     # The audit has followed each operation and found these alone: dicts and lists that are filled, OrderedDicts, which
     # may get attributes, and plain tensors. So this does no more than torch's own unpickler would, which is written in
-    # Python; and whatever goes wrong here is left to that one to tell.
-    def __init__(self, path: Path, audited: Audited) -> None:
-        super().__init__(io.BytesIO(audited.common))
+    # Python; and whatever goes wrong here is left to that one to tell. What is read are the bytes that were audited,
+    # and where the memory lies says torch's own reader of zips: no other is asked which entry is meant.
+    def __init__(self, path: Path, pickled: bytes) -> None:
+        super().__init__(io.BytesIO(pickled))
+        reader: Any = torch._C.PyTorchFileReader(str(path))
+        reader.get_all_records(), reader.serialization_id()  # which fail for names that torch cannot read
+        for name, text in {**_USUAL, "data.pkl": pickled}.items():
+            if (reader.get_record(name) if reader.has_record(name) or name == "byteorder" else text) != text:
+                raise pickle.UnpicklingError(f"an unusual {name}")
+        self._place_of = reader.get_record_offset
         self._file: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-        self._places = audited.places
         self._pieces: dict[str, TypedStorage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -39,9 +51,10 @@ class _Common(pickle.Unpickler):
         return _tensor if known is torch._utils._rebuild_tensor_v2 else known
 
     def persistent_load(self, wanted: Any) -> TypedStorage:
-        _, dtype, key, _, _ = wanted
+        _, kind, key, _, numel = wanted
         if key not in self._pieces:
-            piece = self._file[self._places[key]]
+            begin = self._place_of(f"data/{key}")
+            piece = self._file[begin : begin + numel * (dtype := kind.dtype).itemsize]
             self._pieces[key] = TypedStorage(wrap_storage=piece, dtype=dtype, _internal=True)
         return self._pieces[key]
 
@@ -51,6 +64,6 @@ def read_common(path: Path, audited: Audited) -> Any:
     if not audited.common or torch._guards.detect_fake_mode(None) is not None:
         return None
     try:
-        return _Common(path, audited).load()
+        return _Common(path, audited.common).load()
     except Exception:  # noqa: BLE001  # of any kind, as from torch: it depends on what is wrong
         return None

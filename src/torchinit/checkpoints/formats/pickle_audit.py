@@ -2,7 +2,8 @@
 
 torch's restricted unpickler runs no foreign code. What it does allow can still end the process or keep it busy for
 good: a tuple that is nested too deep to be hashed, one that holds twice a tuple that holds twice a tuple, a text
-written as hexadecimal time and again. So the operations are followed here first, on sizes instead of objects.
+written as hexadecimal time and again, a tensor that claims a billion elements and is taken apart. So the operations
+are followed here first, on sizes instead of objects.
 
 How it can fail: an operation that torch's unpickler learns is refused until it is added to ``_OPERATIONS``, as is a
 function that ``torch.save`` begins to write until it is in ``TENSORS``. Neither opens a hole, since torch's own list
@@ -15,55 +16,26 @@ from __future__ import annotations
 
 import _compat_pickle
 import io
+import math
 import pickle
 import pickletools
-import re
-import sys
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
-import torch
-
 import torchinit._limits as limits
+from torchinit.checkpoints.formats.pickle_names import (
+    COMMON,
+    HEAVY,
+    KINDS,
+    PLAIN,
+    TENSORS,
+    allowed,
+    is_leaf,
+    refused,
+)
 from torchinit.errors import CheckpointError
 
-PLAIN: Final[Mapping[str, str]] = {  # the functions that make plain data out of plain data, and of which kind that is
-    "_codecs.encode": "bytes",
-    "builtins.bytearray": "bytes",
-    "builtins.complex": "number",
-    "builtins.set": "table",
-    "collections.Counter": "table",
-    "collections.OrderedDict": "dict",
-    "torch.Size": "tuple",
-    "torch.device": "name",
-    "torch.serialization._get_layout": "name",
-}
-_REBUILD = "parameter parameter_with_state tensor tensor_v2 tensor_v3 sparse_tensor qtensor meta_tensor_no_storage"
-TENSORS: Final = frozenset({"torch._tensor._rebuild_from_type_v2", "torch.nn.parameter.Parameter"}) | {
-    f"torch._utils._rebuild_{name}" for name in _REBUILD.split()
-}
-"""The functions that make tensors of memory in the file. torch allows more, which make them of nothing or copy them."""
-COMMON: Final[Mapping[str, Any]] = {  # what the files of most models name, and what each name stands for there
-    "collections.OrderedDict": OrderedDict,
-    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-    **{f"torch.{kind}Storage": dtype for kind, dtype in {
-        "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
-        "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-        "Bool": torch.bool,
-    }.items()},
-}  # fmt: skip
-_LEAVES: Final = re.compile(
-    r"argparse\.Namespace|types\.SimpleNamespace|typing\.Any|_?io\.BytesIO|collections\.(deque|defaultdict)|uuid\.UUID"
-    r"|pathlib(\._local)?\.\w*Path|datetime\.(datetime|date|time|timedelta|timezone)|decimal\.Decimal|fractions\.Fraction"
-    r"|builtins\.(slice|range|frozenset|object|list|dict|tuple|int|float|str|bool)|torch\.torch_version\.TorchVersion"
-    r"|numpy(\._?core(\.\w+)?)?\.(dtype|ndarray|scalar|_reconstruct|_frombuffer|u?int\d+|float\d+|complex\d+|bool_?|str_)"
-    r"|numpy\.dtypes\.\w+|numpy\.random\..+|(omegaconf|ml_collections)\..+|yacs\.config\.CfgNode"
-    r"|easydict\.EasyDict|addict(\.addict)?\.Dict|mmengine\.logging\.history_buffer\.HistoryBuffer"
-    r"|(mmengine\.config|mmcv\.utils)\.config\.\w+|(pytorch_)?lightning(_fabric)?\..+\.AttributeDict|megatron\..*enums?\.\w+"
-)
-"""What training code keeps beside the weights, arguments and scalars: it is not made, and what it holds is let go."""
 _CODINGS: Final = ("latin1", "latin-1")
 """The codings in which Python writes bytes as text; others make much out of little, or take long over it."""
 _WORK: Final = 1 << 20  # so much is done for nothing, and 64 times as much as the pickle is long
@@ -72,27 +44,6 @@ _SIZES: Final = {  # the bytes of an element in what torch calls memory of a typ
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "ComplexDouble": 16,
     "ComplexFloat": 8, "QInt32": 4,
 }  # fmt: skip
-
-
-class RefusedPickleError(CheckpointError, pickle.UnpicklingError):
-    """A pickle that asks for more than tensors and plain data; nothing of it was run."""
-
-
-def refused(name: str, deed: str) -> RefusedPickleError:
-    """The error for a pickle that does what it may not."""
-    how = "Get the weights as .safetensors, or save their state_dict alone"
-    asked = re.fullmatch(r"asks for ((\w+)\.[\w.]*\b[A-Z]\w*)", deed)
-    if asked and (is_leaf(asked[1]) or asked[2] not in (*sys.stdlib_module_names, "torch")):
-        how += f"; or, if you trust the file, load it under torch.serialization.safe_globals([{asked[1]}])"
-    if re.search(r"_rebuild_wrapper_subclass|torchao|quanto|bitsandbytes|hqq", deed):
-        how = "Its tensors are of a library's own class (quantized?): load it there, dequantize() them and save those"
-    only = "and only tensors and plain data are read. Nothing in it was run"
-    return RefusedPickleError(f"{name}: is refused: its pickle {deed}, {only}. {how}")
-
-
-def is_leaf(name: str) -> bool:
-    """Whether a full name is of what may lie beside the weights, and need not be made; what a program allows is."""
-    return bool(_LEAVES.fullmatch(name)) and name not in _allowed()
 
 
 Filled: TypeAlias = Literal["object", "list", "table"]
@@ -149,7 +100,7 @@ class _Object:
 
     kind: str
     weight: int = 1
-    items: Sequence[Any] = ()
+    items: Sequence[Any] = ()  # of a list, one of its tensors
     depth: int = 0
 
 
@@ -255,11 +206,13 @@ class _Audit:
 
     def fill(self, items: Sequence[Any], form: Filled) -> None:
         table = self.stack[-1]
-        self.is_common &= _kind(table) == ("list" if form == "list" else "dict")
+        self.is_common &= _kind(table) in (("list",) if form == "list" else ("dict", "ordered"))
         if type(table) is _Object:
             table.weight += sum(map(_weight, items))
+            if form == "list" and (heavy := [item for item in items if _kind(item) in HEAVY]):
+                table.items = (*table.items[:1], heavy[0])
             if table.kind == "leaf":
-                (leaf,) = table.items
+                leaf = table.items[0]
                 if self.leaves[leaf] not in ("object", form):
                     raise refused(self.name, f"asks for {leaf}")
                 self.leaves[leaf] = form
@@ -273,10 +226,10 @@ class _Audit:
             self.leaves.setdefault(function, "object")
             self.push_object("leaf", "table", cost, (function,), arguments.depth)
             return
-        self._check_call(function, arguments.items)
-        kind = PLAIN.get(function, "tensor")
-        size = "set" if kind in ("table", "dict") else kind  # tables of classes are larger than Python's own
-        self.push_object(kind, size, cost, arguments.items, arguments.depth)
+        claimed = self._check_call(function, arguments.items)
+        kind = PLAIN.get(function, "tensor" if function in TENSORS else "own")
+        size = "set" if kind in ("table", "ordered") else kind  # tables of classes are larger than Python's own
+        self.push_object(kind, size, cost + claimed, arguments.items, arguments.depth)
 
     def make(self) -> None:
         self.is_common = False
@@ -286,28 +239,38 @@ class _Audit:
         """Whether a call makes a leaf, or asks for a method of one."""
         return (items[0] if function == "builtins.getattr" and len(items) == 2 else function) in self.leaves
 
-    def _check_call(self, function: str, items: Sequence[Any]) -> None:
-        """Refuse a call that ``torch.save`` does not write, and that of a function that the program has not allowed."""
-        if function in PLAIN:
-            sizes = function == "builtins.bytearray" and any(isinstance(item, int) for item in items)
-            coded = function in ("builtins.bytearray", "_codecs.encode") and any(c not in _CODINGS for c in items[1:])
-            if sizes or coded or any(isinstance(item, _Object) and item.kind == "tensor" for item in items):
-                raise refused(self.name, f"calls {function} with odd arguments")
-        elif function not in TENSORS and function not in _allowed():
+    def _check_call(self, function: str, items: Sequence[Any]) -> int:
+        """Refuse what ``torch.save`` does not write, and a function that the program has not allowed; return the
+        work of going through the tensor that is made.
+        """
+        kinds = KINDS.get(function, ())
+        if (items and function in PLAIN and _is_odd(function, items)) or [*map(_kind, items[: len(kinds)])] != [*kinds]:
+            raise refused(self.name, f"calls {function} with odd arguments")
+        if function not in PLAIN and function not in TENSORS and function not in allowed():
             raise refused(self.name, f"asks for {function}")
-        for item in items:  # which is not made, so nothing can be made of it
+        for item in items if self.leaves else ():  # which are not made, so nothing can be made of them
             leaf = item.items[0] if isinstance(item, _Object) and item.kind == "leaf" else item
             if isinstance(leaf, _Global) and leaf in self.leaves:
                 raise refused(self.name, f"asks for {leaf}")
         if function.endswith("._rebuild_from_type_v2"):  # which calls what it is given
-            inner, _, given = (*items, None, None, None)[:3]
-            if not isinstance(inner, _Global) or not isinstance(given, _Object):
+            inner, _, given, state = (*items, None)[:4]
+            if not isinstance(inner, _Global):
                 raise refused(self.name, "calls what is not a function")
-            self._check_call(inner, given.items)
+            claimed = self._check_call(inner, given.items)
+            self.spend(claimed if _weight(state) > 1 else 0)  # an attribute `real` is copied into the tensor
+            return claimed
+        return _claimed(items)
 
     def build(self) -> None:
-        self.spend(_cost(state := self.stack.pop()))
-        self.is_common &= _kind(state) == _kind(self.stack[-1]) == "dict"
+        self.spend(cost := _cost(state := self.stack.pop()))
+        built, kind = self.stack[-1], _kind(self.stack[-1])
+        if _kind(state) != "tuple" if kind == "tensor" else kind != "own" and _unrolls(state):
+            raise refused(self.name, "gives attributes as torch.save does not")
+        self.is_common &= _kind(state) == "dict" and kind == "ordered"
+        if kind == "tensor":
+            built.weight += cost + _claimed(state.items)
+        elif kind == "ordered":  # once: Python's own unpickler would call a __setstate__ among the attributes
+            built.kind = "built"
 
     def ask(self) -> None:
         """Ask for memory: ``("storage", kind, key, device, number of elements, ...)``."""
@@ -320,7 +283,7 @@ class _Audit:
         asked = Memory(numel, numel * _SIZES.get(kind, 1))
         if self.memory.setdefault(items[2], asked) != asked:
             raise refused(self.name, f"asks for the memory {items[2]!r} in two sizes")
-        self.stack.append(_Object("memory"))
+        self.stack.append(_Object("memory", items=(numel,)))
 
     def spend(self, work: int) -> None:
         """Count what is hashed and copied."""
@@ -334,6 +297,29 @@ def _kind(item: Any) -> str:
     return item.kind if type(item) is _Object else ""
 
 
+def _is_odd(function: str, items: Sequence[Any]) -> bool:
+    """Whether a function that makes plain data is given what it would make much of."""
+    sizes = function == "builtins.bytearray" and any(isinstance(item, int) for item in items)
+    coded = function in ("builtins.bytearray", "_codecs.encode") and any(c not in _CODINGS for c in items[1:])
+    pairs = function == "collections.OrderedDict" and any(map(_unrolls, items))
+    return sizes or coded or pairs or any(_kind(item) in (*HEAVY, "own") for item in items)
+
+
+def _unrolls(item: Any) -> bool:
+    """Whether reading it as pairs would make an object of each element of a tensor."""
+    return _kind(item) in (*HEAVY, "table") or (
+        type(item) is _Object and any(_kind(part) in HEAVY for part in item.items)
+    )
+
+
+def _claimed(items: Sequence[Any]) -> int:
+    """The work of going through a tensor that is made of these, where it claims more elements than its memory has."""
+    if len(items) < 3 or _kind(items[0]) != "memory" or _kind(items[2]) != "tuple":
+        return 0
+    numel = math.prod([size for size in items[2].items if type(size) is int and size != 1][: limits.DIMENSIONS])
+    return numel >> 6 if numel > items[0].items[0] else 0
+
+
 def _weight(item: Any) -> int:
     """The size of an object, as far as it was filled when it was taken up."""
     return item.weight if type(item) is _Object else len(item) + 1 if isinstance(item, str) else 1
@@ -343,13 +329,6 @@ def _cost(item: Any) -> int:
     """The size of an object by now, with all that is in a tuple."""
     is_tuple = isinstance(item, _Object) and item.kind == "tuple"
     return sum(map(_cost, item.items)) + 1 if is_tuple else _weight(item)
-
-
-def _allowed() -> set[str]:
-    """The functions that the program has registered with ``torch.serialization.add_safe_globals``."""
-    safe = torch.serialization.get_safe_globals()
-    names = {item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__qualname__}" for item in safe}
-    return {name for name in names if not name.startswith("torch.")}
 
 
 _Action: TypeAlias = Callable[[_Audit, Any], Any]

@@ -19,7 +19,8 @@ import torchinit._limits as limits
 from torchinit._text import abbreviate, count, did_you_mean
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, cut
 from torchinit.checkpoints.formats.common_pickle import read_common
-from torchinit.checkpoints.formats.pickle_audit import Filled, Leaves, check_pickles, refused
+from torchinit.checkpoints.formats.pickle_audit import Filled, Leaves, check_pickles
+from torchinit.checkpoints.formats.pickle_names import refused
 from torchinit.checkpoints.formats.zip_audit import Audited, check_zip, is_zip
 from torchinit.errors import CheckpointError
 from torchinit.model.dtensor import is_distributed
@@ -193,7 +194,7 @@ def _stand_in(name: str, form: Filled) -> type[Unmade]:
 
 
 def _check_methods(path: Path, content: object) -> None:
-    """Raise CheckpointError where a table or tensor has an attribute in place of one of its methods."""
+    """Raise CheckpointError where a table or tensor has an attribute in place of a method, or one without a name."""
     # A pickle may set attributes of the OrderedDicts and tensors that it makes. One that sets `values` or `numel`
     # would show one thing to the checks here and another to whoever reads it afterwards.
     left, seen = [content], set[int]()
@@ -202,7 +203,8 @@ def _check_methods(path: Path, content: object) -> None:
         if id(value) in seen or not isinstance(value, (Tensor, dict, list, tuple, set)):
             continue
         seen.add(id(value))
-        if hidden := [name for name in getattr(value, "__dict__", ()) if hasattr(type(value), name)]:
+        own = getattr(value, "__dict__", ())
+        if hidden := [name for name in own if not isinstance(name, str) or hasattr(type(value), name)]:
             raise refused(str(path), f"gives a {type(value).__name__} its own {hidden[0]!r}")
         if not isinstance(value, Tensor):
             left += value.values() if isinstance(value, Mapping) else value

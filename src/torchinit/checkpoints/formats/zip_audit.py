@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import struct
-import sys
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import torchinit._limits as limits
@@ -41,14 +38,10 @@ def zip_entries(path: Path) -> list[zipfile.ZipInfo]:
 
 
 class Audited(NamedTuple):
-    """What a pickle asks for that is not to be made.
-
-    And if it asks for nothing but what all do, the pickle itself, and where the memory lies that it asks for, by key.
-    """
+    """What a pickle asks for that is not to be made; and if it asks for nothing but what all do, the pickle itself."""
 
     leaves: Leaves
     common: bytes = b""
-    places: Mapping[str, slice] = MappingProxyType({})
 
 
 def check_zip(path: Path) -> Audited:
@@ -58,30 +51,19 @@ def check_zip(path: Path) -> Audited:
     names that can be taken for one another, or whose pickle asks for what is not there.
     """
     entries = zip_entries(path)
-    root = _check_names(path, [entry.filename for entry in entries])
+    root = _check_names(path, entries)
     _check_entries(path, entries)
     _check_end(path)
-    places = _check_headers(path, entries)
-    sizes = {entry.filename.removeprefix(f"{root}/data/"): entry.file_size for entry in entries}
+    _check_headers(path, entries)
+    sizes = {entry.filename: entry.file_size for entry in entries}
     pickle = next(entry for entry in entries if entry.filename == f"{root}/data.pkl")
     pieces, leaves, is_common = check_pickle(str(path), content := _content(path, pickle))
     for key, memory in pieces.items():
-        if memory.nbytes != (there := sizes.get(key)):
+        if memory.nbytes != (there := sizes.get(f"{root}/data/{key}")):
             lies = f"a tensor lies in the {memory.nbytes:,} bytes of {key!r}"
             why = "no such piece is" if there is None else f"{there:,} are"
             raise CheckpointError(f"{path}: {lies}, but {why} in the file")
-    if not is_common or not _is_usual(path, {entry.filename.removeprefix(f"{root}/"): entry for entry in entries}):
-        return Audited(leaves)
-    return Audited(leaves, content, {key: places[f"{root}/data/{key}"] for key in pieces})
-
-
-def _is_usual(path: Path, entries: Mapping[str, zipfile.ZipInfo]) -> bool:
-    """Whether the version and the order of bytes are those that ``torch.save`` writes on this machine."""
-    usual = {"version": b"3\n", "byteorder": b"little"}
-    return sys.byteorder == "little" and all(
-        name in entries and entries[name].file_size == len(text) and _content(path, entries[name]) == text
-        for name, text in usual.items()
-    )
+    return Audited(leaves, content if is_common else b"")
 
 
 def _content(path: Path, entry: zipfile.ZipInfo) -> bytes:
@@ -93,8 +75,9 @@ def _content(path: Path, entry: zipfile.ZipInfo) -> bytes:
         return file.read(entry.file_size)
 
 
-def _check_names(path: Path, names: list[str]) -> str:
+def _check_names(path: Path, entries: list[zipfile.ZipInfo]) -> str:
     """Return the one folder that all entries lie in."""
+    names = [entry.filename for entry in entries]
     parts = {name.split("/")[1] for name in names if name.count("/") > 1} | {name.rpartition("/")[2] for name in names}
     if "code" in parts or "constants.pkl" in parts:
         remedy = "load it with torch.jit.load where you trust it, and save its state_dict() alone"
@@ -104,9 +87,17 @@ def _check_names(path: Path, names: list[str]) -> str:
         raise CheckpointError(f"{path}: is a zip file without data.pkl in its one folder, so torch.save never wrote it")
     if odd := [name for name in names if {"", ".", ".."} & {*name.removesuffix("/").split("/")} or "\\" in name]:
         raise CheckpointError(f"{path}: has an entry {one_line(odd[0])!r}, which is not the only name of its place")
+    if twice := [entry for entry in entries if _is_read_twice(entry)]:
+        raise CheckpointError(f"{path}: has an entry {one_line(twice[0].filename)!r}, which torch gives another name")
     if len({name.casefold() for name in names}) < len(names):  # torch's reader does not tell upper and lower case
         raise CheckpointError(f"{path}: has two entries of one name")
     return root
+
+
+def _is_read_twice(entry: zipfile.ZipInfo) -> bool:
+    """Whether Python and torch call an entry by two names."""
+    # Python cuts a name at a zero, takes another one from an extra field, and has two ways to read bytes as letters.
+    return entry.filename != entry.orig_filename or not (entry.filename.isascii() or entry.flag_bits & 0x800)
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
@@ -118,30 +109,23 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
             raise CheckpointError(f"{path}: {entry.filename} is encrypted; refused")
         if entry.header_offset < at or entry.header_offset + entry.file_size > size:
             raise CheckpointError(f"{path}: {entry.filename} overlaps another entry or the end of the file; refused")
+        if entry.external_attr & 0x10 and not entry.is_dir():  # of which torch reads memory that nobody has written
+            raise CheckpointError(f"{path}: {entry.filename} is marked as a folder; refused")
         if entry.filename.endswith("data.pkl") and (entry.file_size > limits.PICKLE_BYTES or entry.extra):
             raise CheckpointError(f"{path}: its pickle has {entry.file_size:,} bytes, or an odd entry; refused")
         at = entry.header_offset + entry.file_size
 
 
-def _check_headers(path: Path, entries: list[zipfile.ZipInfo]) -> dict[str, slice]:
-    """Return where the content of each entry is.
-
-    Raises CheckpointError where the header before one names another one than the table does.
-    """
-    places: dict[str, slice] = {}
+def _check_headers(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Raise CheckpointError where the header before an entry names another one than the table does."""
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         for entry in entries:
             try:
                 archive.open(entry).close()
-                file.seek(entry.header_offset)
-                name, extra = _HEADER.unpack(file.read(_HEADER.size))
-                begin = entry.header_offset + _HEADER.size + name + extra
-                places[entry.filename] = slice(begin, begin + entry.file_size)
             except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, struct.error) as error:
                 raise CheckpointError(
                     f"{path}: {entry.filename} is not what the table of entries says: {error}"
                 ) from error
-    return places
 
 
 def _check_end(path: Path) -> None:

@@ -113,6 +113,7 @@ _SIZES = (
 @command(
     "probe MODEL",
     option("--recipe", metavar="RECIPE", help="a file, or the name of a scheme: measure the start that it gives"),
+    "--set",
     option("--batch", metavar="BATCH", help="a file of torch.save, or file.py:function; default: made for the model"),
     option("--seed", type=int, default=0, help="of the model's own draws, the recipe's and the inputs' (default: 0)"),
     option("--optimizer", metavar="NAME", help="a class of torch.optim to try for --steps, such as AdamW"),
@@ -125,6 +126,7 @@ _SIZES = (
     option("--limit", type=float, default=60.0, metavar="SECONDS", help="begin nothing new after this (default: 60)"),
     option("--html", metavar="FILE", help="write a page that needs no other file: the verdict, the figures, the plan"),
     option("--beside", metavar="RECIPE", help="on the page of --html: another start of the model, next to this one"),
+    repeated("--beside-set", metavar="KEY=VALUE", help="an argument of that recipe"),
     _FAIL_ON,
     "--json|--sarif",
     on_error=2,
@@ -136,6 +138,8 @@ def run_probe(arguments: Namespace) -> bool:
     frame.check_page(arguments.html)
     if arguments.beside and not arguments.html:
         raise UsageError("--beside is for the page of --html: give its file")
+    if arguments.beside_set and not arguments.beside:
+        raise UsageError("--beside-set goes with --beside")
     if arguments.steps < 0 or not arguments.limit >= 0:
         raise UsageError("--steps and --limit are numbers from 0 on")
     sizes = {kind: _sizes(kind, text) for kind in ("widths", "depths") if (text := getattr(arguments, kind))}
@@ -159,9 +163,10 @@ def run_probe(arguments: Namespace) -> bool:
 
 def _save_page(arguments: Namespace, model: nn.Module, result: Probe, run_once: Callable[..., Probe]) -> None:
     """Write the page of --html, with the start of --beside, and what lint finds; the model is started for it."""
-    beside = run_once(recipe=frame.recipe_of(arguments.beside)) if arguments.beside else None
-    if arguments.recipe:
-        initialize(model, frame.recipe_of(arguments.recipe), seed=arguments.seed)
+    other = frame.recipe_of(arguments.beside, arguments.beside_set) if arguments.beside else None
+    beside = run_once(recipe=other) if other is not None else None
+    if (recipe := frame.given_recipe(arguments)) is not None:
+        initialize(model, recipe, seed=arguments.seed)
     named = _named(beside, arguments.beside) if beside else None
     _named(result, arguments.recipe).save_html(arguments.html, beside=named, lint=lint(model))
 

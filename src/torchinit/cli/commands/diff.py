@@ -26,13 +26,15 @@ Saved = TypeVar("Saved", Plan, Report, Fingerprint)
     option("b", metavar="B", help="another one of the same kind, or of one with a fingerprint"),
     "--model",
     repeated("--set", metavar="KEY=VALUE", help="an argument of both recipes"),
-    "--all --json",
+    "--device --all --json",
     on_error=2,
 )
 def run_diff(arguments: Namespace) -> bool:
     """Print the differences, a line each; each is a finding."""
     a, b, words = arguments.a, arguments.b, list[tuple[str, str, str]]()
     kinds = kind_of(a), kind_of(b)
+    if arguments.set and {*kinds} != {"recipe"}:
+        raise UsageError("--set is for two recipes")
     if kinds == ("report", "report"):
         first, second = read_saved(Report, a), read_saved(Report, b)
         changes = _report_changes(first, second)
@@ -52,7 +54,7 @@ def _changes(arguments: Namespace, kind: FileKind, other: FileKind) -> Diff:
     if kind == other == "recipe":
         if arguments.model is None:
             raise UsageError("what two recipes do differently shows on a model: give --model")
-        known = sites(models.model_of(arguments, "meta"))
+        known = sites(models.model_of(arguments, arguments.device))
         before, after = (make_plan(known, frame.recipe_of(text, arguments.set)).check() for text in (a, b))
         return before.diff(after)
     if kind == other == "plan":

@@ -245,12 +245,16 @@ _COLUMNS = (Column("role"), Column("why", "range", spare=1))
 
 
 @command(
-    "roles MODEL --json --all",
+    "roles MODEL --device --json --all",
     option("--unsure", action="store_true", help="only those whose role nobody knows"),
 )
 def run_roles(arguments: Namespace) -> None:
     """Print the roles of the parameters, a line for those of like blocks, and how many are not known."""
-    every = {name: role for name, role in roles(models.model_of(arguments, "meta")).items() if role.name != "buffer"}
+    every = {
+        name: role
+        for name, role in roles(models.model_of(arguments, arguments.device)).items()
+        if role.name != "buffer"
+    }
     found = {name: role for name, role in every.items() if not (arguments.unsure and role.sure)}
     rows = (Row(name, (role.name, role.why)) for name, role in found.items())
     groups = fold(rows, _COLUMNS, among=every, full=arguments.all)

@@ -50,7 +50,7 @@ def describe(checkpoint: Checkpoint, path: Path, *, hashes: bool) -> dict[str, A
         try:
             info = checkpoint.info(key)
         except CheckpointError as error:
-            odd[str(error)] = None
+            odd[frame.told(error)] = None
             continue
         entry = {"name": key, "shape": list(info.shape), "dtype": dtype_name(info.dtype), "bytes": info.nbytes}
         tensors.append({**entry, "sha256": _hash(checkpoint.read(key))} if hashes else entry)
@@ -103,7 +103,7 @@ def table(data: dict[str, Any], *, full: bool = False) -> Table:
     "convert",
     option("file", metavar="IN", help="a path, a URL or another source of weights"),
     option("output", type=Path, metavar="OUT", help="the .safetensors to write"),
-    "--part --force",
+    "--part --force --json",
 )
 def run_convert(arguments: Namespace) -> None:
     """Write the file, whole or not at all, and print what is in it."""
@@ -113,9 +113,11 @@ def run_convert(arguments: Namespace) -> None:
     tensors, tied = models.write_state(arguments.output, {key: checkpoint.read(key) for key in checkpoint}, texts)
     part = f" {checkpoint.part!r}" if checkpoint.part else ""
     size = sum(tensor.nbytes for tensor in tensors.values())
-    print(f"{arguments.output}: {count(len(tensors), 'tensor')}, {size:,} bytes, from {checkpoint.format}{part}")
-    for text in [*checkpoint.notes, *(f"{name} is {first}" for name, first in tied.items())]:
-        print(f"  {one_line(text)}")
+    lines = [f"{arguments.output}: {count(len(tensors), 'tensor')}, {size:,} bytes, from {checkpoint.format}{part}"]
+    lines += [one_line(text) for text in (*checkpoint.notes, *(f"{name} is {first}" for name, first in tied.items()))]
+    told = {"format": checkpoint.format, "part": checkpoint.part, "notes": [*checkpoint.notes], "tied": tied}
+    data = {"output": str(arguments.output), "tensors": len(tensors), "bytes": size, **told}
+    frame.show(arguments, "\n  ".join(lines), data)
 
 
 # --- check-ckpt ------------------------------------------------------------------------------------------------------
@@ -126,14 +128,13 @@ def run_convert(arguments: Namespace) -> None:
     option("file", metavar="FILE", nargs="?", help="a path, a URL or another source of weights"),
     "--model",
     option("--recipe", metavar="RECIPE", help="compare the checkpoints of a recipe's rules, in place of FILE"),
-    "--part --prefix --rename",
+    "--set --part --prefix --rename",
     repeated("--expect-missing", metavar="GLOB", help="what the file need not have"),
     repeated("--expect-unexpected", metavar="GLOB", help="what the file may have besides"),
     option("--skip-shapes", action="store_true", help="what differs in shape is left out, no finding"),
     option("--sha256", help="the hash that the file must have"),
     option("--header-only", action="store_true", help="do not read the values, which may be NaN"),
-    option("--device", choices=("meta", "cpu"), default="meta", help="where the model is built"),
-    "--all --json",
+    "--device --all --json",
 )
 def run_check_ckpt(arguments: Namespace) -> bool:
     """Print the accounts; a finding: a strict plan with them would fail, or its run."""
@@ -186,7 +187,7 @@ def _faults(plan: Plan) -> Iterator[tuple[str, str]]:
             try:
                 fill.prepare(Shard.whole(site.name, torch.empty(site.shape, dtype=site.dtype, device="meta")))
             except (CheckpointError, ValueError) as error:
-                yield site.name, f"{site.name}: {error}"
+                yield site.name, f"{site.name}: {frame.told(error)}"
 
 
 def _remedies(account: LoadReport) -> Iterator[tuple[str, str]]:

@@ -150,11 +150,11 @@ _DECAYS = ("product", "sqrt", "constant")
     repeated("--kinds", metavar="GLOB=KIND", help="the kind of a parameter that no layer describes: positions=input"),
     repeated("--branches", metavar="GLOB", help="the layers that end residual branches, if their roles do not tell"),
     option("--save-base", metavar="FILE", help="write the base's shapes and start, to be given as BASE"),
-    "--json",
+    "--device --json",
 )
 def run_transfer(arguments: Namespace) -> None:
     """Print the table, the multipliers and the groups of the optimizer."""
-    model = models.model_of(arguments, "meta")
+    model = models.model_of(arguments, arguments.device)
     base = _base(arguments, model)
     if arguments.save_base:
         base.save(arguments.save_base)
@@ -187,7 +187,7 @@ def _base(arguments: Namespace, model: nn.Module) -> Base:
             raise UsageError("a saved base has its start with it: --recipe and --base-arg are for a model")
         return Base.load(arguments.base)
     given = frame.parse_arguments(arguments.base_arg, "--base-arg")
-    return Base.of(models.build(arguments.base, given, "meta"), start)
+    return Base.of(models.build(arguments.base, given, arguments.device), start)
 
 
 def _kinds(texts: list[str]) -> dict[str, Any]:

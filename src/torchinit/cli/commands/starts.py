@@ -51,14 +51,12 @@ def _mesh(parser: ArgumentParser) -> None:
 
 
 _OUTPUT = "also write the plan to a JSON file, which `torchinit apply MODEL FILE` carries out"
-_DEVICE = "where the model is built; cpu for code that needs it"
 
 
 @command(
     "plan MODEL RECIPE --all --json",
     option("-o", "--output", type=Path, metavar="FILE", help=_OUTPUT),
-    "--force",
-    option("--device", choices=("meta", "cpu"), default="meta", help=_DEVICE),
+    "--force --device",
     _mesh,
 )
 def run_plan(arguments: Namespace) -> None:
@@ -86,7 +84,7 @@ def _drafted(arguments: Namespace, rules: Recipe | None, model: nn.Module) -> Pl
     """The plan of a recipe, or of the start that a transformers model gives itself, whatever is wrong with it."""
     if rules is not None:
         return draft(model, rules, only="missing" if arguments.only == ["missing"] else arguments.only)
-    if hasattr(model, "initialize_weights") and (arguments.only or arguments.set):
+    if hasattr(model, "initialize_weights") and arguments.only:
         raise UsageError("--only and --set are for a recipe: give one")
     return _own_start(model)
 
@@ -131,8 +129,8 @@ def run_apply(arguments: Namespace) -> None:
     model = models.model_of(arguments, "cpu", arguments.seed)
     if arguments.dtype:
         model.to(getattr(torch, _SHORT.get(arguments.dtype, arguments.dtype)))
-    if saved is not None and arguments.only:
-        raise UsageError("--only is for a recipe; a plan says itself what it leaves alone")
+    if saved is not None and (arguments.only or arguments.set):
+        raise UsageError(f"--{'only' if arguments.only else 'set'} is for a recipe; a plan says itself what it does")
     is_own = saved is None and rules is None
     plan = _drafted(arguments, rules, model) if saved is None else _of_model(saved, model)
     plan = _runnable(plan) if is_own else plan
