@@ -18,6 +18,7 @@ from torchinit.model.dtensor import is_distributed
 from torchinit.model.shards import Shard
 from torchinit.model.sites import sites, with_weights
 from torchinit.noise import Keyed
+from torchinit.noise.settings import plain_thread
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
@@ -72,9 +73,10 @@ def initialize_shards(
     if isinstance(recipe, Plan):
         plan = _of_shards(recipe, parts)
     else:
-        sketch = _sketched(parts)
-        known = with_weights(with_roles(sketch, sites(sketch)))
-        plan = make_plan(known, to_rules(recipe, Given(dict(arguments or {}))))
+        rules = to_rules(recipe, Given(dict(arguments or {})))
+        with plain_thread():  # what is made in inference mode could not be written
+            sketch = _sketched(parts)
+            plan = make_plan(with_weights(with_roles(sketch, sites(sketch))), rules)
     return run(plan.check(complete=complete, strict=strict), parts, Keyed(seed), stats=stats)
 
 
