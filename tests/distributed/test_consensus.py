@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -358,3 +359,28 @@ def test_nobody_waits_for_ranks_on_other_meshes(tmp_path: Path) -> None:
         "RunError: the ranks' models lie on other meshes; nothing was written\n"
         "  rank 1 has no DTensor on the mesh of ranks [0, 1]"
     )
+
+
+def outside(rank: int) -> tuple[list[str], str, list[str], bool]:
+    """Three ranks call `initialize` for a model on the mesh of the first two."""
+    lines = list[str]()
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("torchinit").addHandler(handler)
+    far = placed(DeviceMesh("cpu", [0, 1]), Shard(0))
+    model = nn.ModuleDict({"far": far, "near": nn.Linear(2, 2)})
+    report = initialize(model, ALL, seed=0)
+    notes = [note for note in report["far.weight"].notes if "mesh" in note]
+    return notes, report.summary(), lines, any(bool(local_part(each).any()) for each in far.parameters())
+
+
+def test_a_rank_outside_of_the_mesh_is_told_that_it_wrote_nothing(tmp_path: Path) -> None:
+    *inside, (notes, summary, lines, is_written) = results(on_ranks(3, outside, tmp_path, timeout=30))
+    why = "on a device mesh that this rank does not belong to; nothing was written here"
+    assert not is_written
+    assert [note.startswith(why) for note in notes] == [True]
+    assert "\n1 tensor of other ranks: far.weight" in summary
+    assert [line.startswith(f"far.weight: {why}") for line in lines] == [True]
+    for notes, summary, lines, is_written in inside:
+        assert is_written
+        assert (notes, "of other ranks" in summary, lines) == ([], False, [])

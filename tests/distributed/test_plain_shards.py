@@ -167,6 +167,7 @@ def whole_of(*shape: int) -> Shard:
         ),
         ({"a": Shard("a", torch.ones(2), (4,), (-1,))}, ConfigError, "reaches beyond the whole"),
         ({"a": [whole_of(2), whole_of(3)]}, ConfigError, r"parts are of wholes of other shapes, \(2,\) and \(3,\)"),
+        ({"a": []}, ConfigError, "a: has no parts; leave out what is not here"),
         ({"a": torch.ones(2)}, TypeError, r"a: a Shard\(name, local, shape, start\) is needed, but got a Tensor"),
         ({"a": 3}, TypeError, "a: a Shard.* is needed, but got a int"),
         ([whole_of(2)], TypeError, r"shards are a dict of names, \{'layers.3.0.weight': Shard.*, but got list"),
@@ -183,6 +184,93 @@ def test_tied_tensors_have_one_name() -> None:
     shards = {name: Shard.whole(name, tensor) for name in ("embed", "head")}
     with pytest.raises(ConfigError, match="in one memory; give a tied tensor one name\n  embed and head"):
         initialize_shards(shards, Rule("**", Normal()), seed=0)
+
+
+def part(start: tuple[int, ...], *shape: int, whole: tuple[int, ...] = (8, 8), dtype: Any = torch.float32) -> Shard:
+    return Shard("a", torch.full(shape, 9.0, dtype=dtype), whole, start)
+
+
+@pytest.mark.parametrize(
+    ("parts", "pair"),
+    [
+        (
+            [part((0, 0), 6, 8), part((4, 0), 4, 8)],
+            r"part of shape \(6, 8\) at \(0, 0\) and part of shape \(4, 8\) at \(4, 0\)",
+        ),
+        ([part((4, 0), 4, 8), part((0, 0), 6, 8)], r"\(6, 8\) at \(0, 0\) and part of shape \(4, 8\) at \(4, 0\)"),
+        ([part((0, 0), 4, 8), part((0, 0), 8, 4)], r"\(4, 8\) at \(0, 0\) and part of shape \(8, 4\) at \(0, 0\)"),
+        ([part((0, 0), 8, 8), part((3, 3), 1, 1)], r"\(8, 8\) at \(0, 0\) and part of shape \(1, 1\) at \(3, 3\)"),
+        (
+            [part((0, 0), 4, 4), part((4, 0), 4, 4), part((0, 3), 8, 4)],
+            r"\(0, 0\) and part of shape \(8, 4\) at \(0, 3\)",
+        ),
+    ],
+)
+def test_parts_that_overlap(parts: list[Shard], pair: str) -> None:
+    with pytest.raises(ConfigError, match=rf"a: its .*{pair} overlap; correct their starts, or cut one"):
+        initialize_shards({"a": parts}, Rule("a", Normal()), seed=0)
+    assert all(bool((each.local == 9).all()) for each in parts)  # nothing was written
+
+
+@given(st.data())
+def test_overlaps_are_found_where_an_element_is_in_two_parts(data: st.DataObject) -> None:
+    boxes = data.draw(st.lists(st.tuples(*(st.integers(0, 5),) * 2, *(st.integers(0, 3),) * 2), min_size=1, max_size=6))
+    parts = [part((row, column), height, width) for row, column, height, width in boxes]
+    held = [{(x, y) for x in range(r, r + h) for y in range(c, c + w)} for r, c, h, w in dict.fromkeys(boxes)]
+    if sum(map(len, held)) > len(set().union(*held)):
+        with pytest.raises(ConfigError, match="overlap"):
+            initialize_shards({"a": parts}, Rule("a", Normal()), seed=0)
+    else:
+        initialize_shards({"a": parts}, Rule("a", Normal()), seed=0)
+
+
+def test_copies_of_a_part_and_gaps_between_parts() -> None:
+    parts = [part((0, 0), 2, 8), part((0, 0), 2, 8), part((6, 0), 2, 8)]
+    initialize_shards({"a": [*parts, parts[2]], "b": Shard("b", torch.ones(()), (), ())}, Rule("**", Normal()), seed=0)
+    assert torch.equal(parts[0].local, parts[1].local)
+    assert not torch.equal(parts[0].local, parts[2].local)
+
+
+def test_parts_of_several_dtypes() -> None:
+    parts = [part((0, 0), 4, 8), part((4, 0), 4, 8, dtype=torch.bfloat16)]
+    text = r"a: its part of shape \(4, 8\) at \(0, 0\) is torch.float32, and part .* is torch.bfloat16; initialize"
+    with pytest.raises(ConfigError, match=text):
+        initialize_shards({"a": parts}, Rule("a", Normal()), seed=0)
+
+
+def test_parts_of_a_tied_tensor_under_both_its_names() -> None:
+    """Under each name there is one part; under the plan's they overlap, and so do not pass."""
+    shards = {
+        name: Shard(name, torch.ones(4, 8), (16, 8), (2 * n, 0))
+        for n, name in enumerate(("embed.weight", "head.weight"))
+    }
+    planned = plan(Net(), Rule("**", Normal()))
+    with pytest.raises(ConfigError, match=r"embed.weight: its .* at \(0, 0\) and .* at \(2, 0\) overlap"):
+        initialize_shards(shards, planned, seed=0)
+    shards["head.weight"] = Shard("head.weight", torch.ones(4), (16,), (0,))
+    with pytest.raises(RunError, match=r"planned for shape \(16, 8\), but it has \(16,\)"):
+        initialize_shards(shards, planned, seed=0)
+
+
+def test_parts_in_one_memory() -> None:
+    """One local tensor for two places, slices of a buffer that overlap, and columns that begin within another part."""
+    memory = torch.ones(64)
+    for parts in (
+        [Shard("a", memory[:32].view(4, 8), (8, 8), (at, 0)) for at in (0, 4)],
+        [Shard("a", memory[at * 4 : at * 4 + 32].view(4, 8), (8, 8), (at, 0)) for at in (0, 4)],
+        [Shard("a", memory.view(8, 8)[:4], (16, 8), (0, 0)), Shard("a", memory.view(8, 8)[:, 4:], (16, 8), (8, 0))],
+    ):
+        with pytest.raises(
+            ConfigError, match=r"a: its part of .* at \(0, 0\) and part .*; give each elements of its own"
+        ):
+            initialize_shards({"a": parts}, Rule("**", Normal()), seed=0)
+    shards = {name: Shard(name, memory[at : at + 8], (8,), (0,)) for name, at in (("b", 4), ("a", 0), ("c", 16))}
+    with pytest.raises(ConfigError, match=r"in one memory; give a tied tensor one name\n  a and b$"):
+        initialize_shards(shards, Rule("**", Normal()), seed=0)
+    columns = [Shard("a", memory.view(8, 8)[:, at : at + 4], (8, 8), (0, at)) for at in (0, 4)]
+    initialize_shards({"a": columns}, Rule("**", Normal()), seed=0)
+    initialize_shards({"a": Shard.whole("a", whole := torch.ones(8, 8))}, Rule("**", Normal()), seed=0)
+    assert torch.equal(memory.view(8, 8), whole)
 
 
 def test_a_plan_of_another_model() -> None:

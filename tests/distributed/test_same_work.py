@@ -354,17 +354,18 @@ def absent(rank: int, alone: bool) -> tuple[str, list[str]]:
             return said(lambda: initialize(spread(line), ALL, seed=0)), lines
         spread(line)
         text = said(lambda: initialize(net(), ALL, seed=0)) if alone else "nothing"
-        time.sleep(6)
+        time.sleep(8)
     return text, lines
 
 
 @pytest.mark.slow("waits for a rank that does not come")
 @pytest.mark.parametrize("alone", [True, False])
 def test_who_is_waited_for_is_logged_and_named_in_the_end(alone: bool, tmp_path: Any) -> None:
-    (first, _), (second, logged) = results(on_ranks(WORLD, absent, tmp_path, alone, timeout=3))
-    seen = "torchinit.initialize, alone, as its model holds no DTensor" if alone else "nothing of torchinit's"
+    (first, told), (second, logged) = results(on_ranks(WORLD, absent, tmp_path, alone, timeout=5))
+    seen = "torchinit.initialize, alone, as its model holds no part of a DTensor" if alone else "nothing of torchinit's"
     line = f"torchinit.initialize waits for rank 0, last seen at: {seen}"
     assert first == "nothing"
     assert logged == [line]
+    assert told == [f"other ranks wait for this one: {line}"] * alone
     assert second.startswith("RunError: no word from the other ranks: "), second
     assert second.endswith(f"\n  {line}")

@@ -24,6 +24,8 @@ WARNED: list[tuple[Any, str]] = [
     (["LSTM", "Linear"], "layer 'LSTM' of Sequential's init_cfg matches 1 module without weight or bias"),
     ("LSTM", "layer 'LSTM' of Sequential's init_cfg matches 1 module without weight or bias"),
     (None, "an entry of Sequential's init_cfg has neither a layer nor an override: it initializes nothing"),
+    (["Conv*", "Linear"], "layer 'Conv*' of Sequential's init_cfg matches no module; did you mean 'Conv2d'?"),
+    ("Conv?d", "init_cfg of Sequential Layer('Conv?d') matches none of 4 modules; did you mean 'Conv2d' (1 module)?"),
     ("Conv2D", "init_cfg of Sequential Layer('Conv2D') matches none of 4 modules; did you mean 'Conv2d' (1 module)?"),
 ]
 

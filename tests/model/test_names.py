@@ -240,6 +240,7 @@ def test_seeded() -> None:
         ({"inside": "module"}, ConfigError, r"inside: 'module' is the name of a wrapper, which is left out of names"),
         ({"inside": "net."}, ConfigError, r"inside must be a dotted name such as 'layers\.3', but got 'net\.'"),
         ({"under": "layers.*"}, ConfigError, r"under must be a dotted name such as 'layers\.3', but got 'layers\.\*'"),
+        ({"under": "layers.?"}, ConfigError, r"under must be a dotted name such as 'layers\.3', but got 'layers\.\?'"),
         ({"under": 3}, TypeError, r"under must be text such as 'layers\.3', but got 3"),
         ({"inside": "loss"}, ConfigError, r"inside: without 'loss' two tensors have one name: weight"),
     ],

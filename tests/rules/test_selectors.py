@@ -16,7 +16,7 @@ from torch import nn
 
 import torchinit
 from tests.strategies import PARTS, names, selectors, sites
-from torchinit import Kinds, Layer, Leaf, Name, Regex, Roles, Shape, Within
+from torchinit import Kinds, Layer, Leaf, Name, Regex, Roles, Rule, Shape, Within, Zeros, plan
 from torchinit.model import Site
 from torchinit.model.names import glob_matches
 from torchinit.model.sites import layer_class
@@ -224,6 +224,12 @@ def test_within(module: str, taken: list[str]) -> None:
         (lambda: Leaf("a.weight"), ValueError, r"a leaf is the last part of a name, without dots, but got 'a\.weight'"),
         (lambda: Regex("("), ValueError, r"'\(' is not a regular expression: missing \)"),
         (lambda: Layer(""), TypeError, "a layer is a class or the name of one, but got ''"),
+        (
+            lambda: Layer("Linear", "Conv*"),
+            ValueError,
+            r"no class is called 'Conv\*'; name each, or a class above them",
+        ),
+        (lambda: Layer("torch.nn.?"), ValueError, r"a layer is named in full, and no class is called 'torch\.nn\.\?'"),
         (lambda: WRONG.Layer(nn.Linear(1, 1)), TypeError, "a layer is a class or the name of one"),
         (lambda: WRONG.Kinds("scale"), ValueError, "a kind is one of weight, bias, other, but got 'scale'"),
         (lambda: Roles("attn.ot"), ValueError, r"no rule gives the role 'attn\.ot'; did you mean 'attn\.out'\?"),
@@ -247,6 +253,24 @@ def test_within(module: str, taken: list[str]) -> None:
 def test_bad_arguments(make: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_leaves_and_names_have_the_same_globs() -> None:
+    """A leaf's glob selects what the same glob, behind any number of parts, selects by name."""
+    names = [f"{path}{leaf}" for path in ("", "a.", "a.b.") for leaf in ("weight", "weight_ih_l0", "bias", "A_log")]
+    for glob in ("we*", "*_l?", "w*t", "?ias", "*", "**", "weight", "W*"):
+        for site in (Site(name, (1,)) for name in names):
+            assert Leaf(glob).matches(site) == Name(f"**.{glob}" if glob != "**" else "**").matches(site), (glob, site)
+    model = nn.LSTM(2, 3)
+    for where, many in ((Leaf("weight_*"), 2), (~Leaf("weight_*"), 2), (Leaf("bias", "w*_hh_l0"), 1)):
+        assert len(plan(model, Rule(where, Zeros()))) == many, where
+    assert len(plan(model, {"type": "Zeros", "param": ["weight_*", "bias_?h_l0"]})) == 4
+
+
+def test_a_rule_that_matches_nothing_is_told_what_is_near_to_any_of_its_names() -> None:
+    for where in (Leaf("scale", "weigt"), Layer("LSTM", "Linaer"), Name("encoder.**", "0.weigth")):
+        ((_, hint),) = plan(nn.Sequential(nn.Linear(2, 2)), Rule(where, Zeros())).unused
+        assert "did you mean" in hint, hint
 
 
 def test_selectors_of_other_arguments_differ() -> None:

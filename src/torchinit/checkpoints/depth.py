@@ -195,7 +195,7 @@ def _chosen(choice: LayerChoice, have: int, want: int, start: str) -> tuple[list
             sizes = f"which has {have} of {start}*, but the model {want}"
             remedy = "'stack', 'interleave' and 'identity' make more"
             raise CheckpointError(f"layers={choice!r} takes some of the blocks of the file, {sizes}; {remedy}")
-        even = torch.linspace(0, have - 1, want).round().long().tolist()
+        even = torch.linspace(0, have - 1, want, dtype=torch.float32, device="cpu").round().long().tolist()
         return (even if choice == "even" else [*range(want)]), []
     if want < have or (choice != "identity" and want % have):
         whole = "" if choice == "identity" else " in a whole multiple"

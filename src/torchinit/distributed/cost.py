@@ -198,7 +198,9 @@ class Rates:
         # threads make of a large matrix. A fill has one rate, that of the first shape which asks for it.
         small = tuple(min(size, _SIDE) for size in shape)
         if fill not in self._whole:
-            self._whole[fill] = _time(fill, Shard.whole("sample", torch.empty(small))) / fill.work(small)
+            self._whole[fill] = _time(
+                fill, Shard.whole("sample", torch.empty(small, dtype=torch.float32, device="cpu"))
+            ) / fill.work(small)
         return self._whole[fill] * fill.work(shape)
 
 
@@ -216,7 +218,7 @@ def measured(plan: Plan) -> Rates:
             kind = kind_of(step.fill, step.site)
             largest[kind] = max(largest.get(kind, step), step, key=lambda each: each.site.numel)
     nanoseconds = {kind: _rate(step.fill, step.site) for kind, step in largest.items()}
-    call = _time(Constant(0.0), Shard.whole("sample", torch.empty(1)))
+    call = _time(Constant(0.0), Shard.whole("sample", torch.empty(1, device="cpu")))
     chosen = dispatch.chosen_kernel()
     where = f"{count(torch.get_num_threads(), 'thread')}, {f'kernel {chosen.name}' if chosen else 'no compiled kernel'}"
     return Rates(nanoseconds, f"measured here and now on the CPU, {where}", call)
@@ -227,7 +229,7 @@ def _rate(fill: Fill, site: Site) -> float:
     corner = list(site.shape)
     for axis, size in enumerate(site.shape):
         corner[axis] = min(size, max(1, _ELEMENTS // math.prod(corner[axis + 1 :])))
-    local = torch.empty(corner, dtype=site.dtype)
+    local = torch.empty(corner, dtype=site.dtype, device="cpu")
     return 1e9 * _time(fill, Shard(site.name, local, site.shape, (0,) * local.dim())) / local.numel()
 
 

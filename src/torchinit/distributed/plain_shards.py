@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
+from operator import itemgetter
 from typing import TypeAlias
 
 import torch
@@ -16,6 +18,7 @@ from torchinit.model.dtensor import is_distributed
 from torchinit.model.shards import Shard
 from torchinit.model.sites import sites, with_weights
 from torchinit.noise import Keyed
+from torchinit.noise.settings import plain_thread
 from torchinit.plans.plan import Plan, Strict
 from torchinit.plans.planner import make_plan
 from torchinit.plans.report import Report
@@ -45,8 +48,9 @@ def initialize_shards(
     the whole in its place, made on the meta device: ``torchinit.plan(whole, recipe)``.
 
     ``complete`` and ``strict`` are those of :func:`torchinit.plan`, of the shards that are here. Raises ConfigError or
-    TypeError for what is not a shard, and for shards that reach beyond their whole or lie in one memory, PlanError or
-    RunError as :func:`torchinit.initialize` does, before anything is written.
+    TypeError for what is not a shard, and for shards that reach beyond their whole, overlap without being alike, are of
+    several dtypes or lie in one memory, PlanError or RunError as :func:`torchinit.initialize` does, before anything is
+    written.
 
     >>> from torchinit import Normal, Rule, initialize
     >>> whole, local = nn.Linear(4, 6), torch.empty(3, 4)
@@ -63,18 +67,23 @@ def initialize_shards(
         raise ConfigError(f"{count(len(problems), 'problem')} with shards; nothing was written", problems)
     if shared := [*_shared(parts)]:
         raise ConfigError("shards that lie in one memory; give a tied tensor one name", shared)
+    parts = _by_first_name(recipe, parts) if isinstance(recipe, Plan) else parts
+    if unlike := [problem for name, several in parts.items() for problem in _unlike(name, several)]:
+        raise ConfigError(f"{count(len(unlike), 'problem')} with shards; nothing was written", unlike)
     if isinstance(recipe, Plan):
-        parts = _by_first_name(recipe, parts)
         plan = _of_shards(recipe, parts)
     else:
-        sketch = _sketched(parts)
-        known = with_weights(with_roles(sketch, sites(sketch)))
-        plan = make_plan(known, to_rules(recipe, Given(dict(arguments or {}))))
+        rules = to_rules(recipe, Given(dict(arguments or {})))
+        with plain_thread():  # what is made in inference mode could not be written
+            sketch = _sketched(parts)
+            plan = make_plan(with_weights(with_roles(sketch, sites(sketch))), rules)
     return run(plan.check(complete=complete, strict=strict), parts, Keyed(seed), stats=stats)
 
 
 def _problems(name: str, parts: Sequence[Shard]) -> Iterator[str]:
     """What is wrong with the parts of one tensor, each by itself."""
+    if not parts:
+        yield f"{name}: has no parts; leave out what is not here"
     for part in parts:
         if not isinstance(part, Shard):
             raise TypeError(f"{name}: a Shard(name, local, shape, start) is needed, but got a {type(part).__name__}")
@@ -91,16 +100,54 @@ def _problems(name: str, parts: Sequence[Shard]) -> Iterator[str]:
             yield f"{name}: its parts are of wholes of other shapes, {parts[0].shape} and {shape}"
 
 
+def _unlike(name: str, parts: Sequence[Shard]) -> Iterator[str]:
+    """What is wrong with the parts of one tensor, each beside the others: other dtypes, and parts that overlap.
+
+    Parts alike in start and shape are copies of one; between parts there may be any gap, which other ranks hold.
+    """
+    for part in parts:
+        if part.local.dtype != (dtype := parts[0].local.dtype):
+            pair = f"{_text(parts[0])} is {dtype}, and {_text(part)} is {part.local.dtype}"
+            yield f"{name}: its {pair}; initialize the parts of each dtype in a call of their own"
+    # By their starts along the axis that has most of them: a part is compared with those that reach beyond its start.
+    alike = (part for part in parts if part.local.numel() and part.shape == parts[0].shape)  # of ties, run tells others
+    boxes = [*{(tuple(part.start), tuple(part.local.shape)): part for part in alike}.values()]
+    cut = max(range(len(parts[0].shape)), key=lambda axis: len({box.start[axis] for box in boxes}), default=0)
+    near: list[Shard] = []
+    for part in sorted(boxes, key=lambda box: box.start[cut]) if len(boxes) > 1 else ():
+        near = [other for other in near if other.start[cut] + other.local.shape[cut] > part.start[cut]]
+        if other := next((other for other in near if _meet(other, part)), None):
+            remedy = "correct their starts, or cut one where the other begins; copies of a part are alike in both"
+            yield f"{name}: its {_text(other)} and {_text(part)} overlap; {remedy}"
+        near.append(part)
+
+
+def _meet(part: Shard, other: Shard) -> bool:
+    axes = zip(part.start, part.local.shape, other.start, other.local.shape, strict=True)
+    return all(low < begin + length and begin < low + size for low, size, begin, length in axes)
+
+
+def _text(part: Shard) -> str:
+    return f"part of shape {tuple(part.local.shape)} at {tuple(part.start)}"
+
+
 def _shared(parts: _Parts) -> Iterator[str]:
-    """The names that have a tensor in common."""
-    # A tied tensor is one tensor under two names. Parts that overlap otherwise, as slices of one buffer may, are not
-    # found: engines cut thousands of parts from one buffer, and to compare each with each is quadratic.
-    first: dict[object, str] = {}
-    for name, several in parts.items():
-        for local in (part.local for part in several if part.local.numel() and not part.local.is_meta):
-            other = first.setdefault((local.device, local.data_ptr(), local.shape), name)
-            if other != name:
-                yield f"{other} and {name}"
+    """The parts that have elements in common without being one part."""
+    # Engines cut thousands of parts from one buffer, so each is compared with the one before it in the memory. Of what
+    # is not in one piece, as columns are, no more than the first byte is known.
+    spans = []
+    for name, part in ((name, part) for name, several in parts.items() for part in several):
+        if part.local.numel() and not part.local.is_meta:
+            begin, size = part.local.data_ptr(), part.local.nbytes if part.local.is_contiguous() else 1
+            spans.append((str(part.local.device), begin, begin + size, name, part))
+    spans.sort(key=itemgetter(0, 1))
+    for (device, begin, end, name, part), (place, at, to, other_name, other) in pairwise(spans):
+        if device != place or at >= end:
+            continue
+        if name != other_name:
+            yield f"{name} and {other_name}"
+        elif (begin, end, _text(part)) != (at, to, _text(other)):
+            yield f"{name}: its {_text(part)} and {_text(other)}; give each elements of its own"
 
 
 def _sketched(parts: _Parts) -> nn.Module:

@@ -74,8 +74,8 @@ class Code(RegionFill):
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         local, region = shard.local, shard.region
-        whole = torch.empty_like(local) if noise.is_stateful else torch.empty(region.shape, dtype=_wide(local.dtype))
-        whole.fill_(torch.nan)
+        blank = torch.empty(region.shape, dtype=_wide(local.dtype), device="cpu") if not noise.is_stateful else None
+        whole = (torch.empty_like(local) if blank is None else blank).fill_(torch.nan)
         # The blocks of a fused weight are tensors of their own, under one name.
         name = f"{shard.name}\0{region.start}" if any(region.start) else shard.name
         try:
@@ -159,7 +159,7 @@ class FromIndex(IndexFill):
         box = torch.broadcast_shapes(*(axis.shape for axis in index))
         try:
             made: Any = self.function(*(axis.double() for axis in index))
-            whole = torch.as_tensor(made, dtype=torch.float64).broadcast_to(box)
+            whole = torch.as_tensor(made, dtype=torch.float64, device="cpu").broadcast_to(box)
         except Exception as error:
             raise ValueError(f"{self} raised {type(error).__name__}: {error}") from error
         if bool(whole.isnan().any()):

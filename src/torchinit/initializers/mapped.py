@@ -134,7 +134,7 @@ class MappedFill(Wrapper):
         """The smallest and the largest value of which the function is taken."""
         ends = self.fill.moments(shape) or Moments()
         low, high = (-math.inf if ends.min is None else ends.min, math.inf if ends.max is None else ends.max)
-        return self._cut(torch.tensor([low, high], dtype=torch.float64))
+        return self._cut(torch.tensor([low, high], dtype=torch.float64, device="cpu"))
 
     def write_parts(self, parts: Sequence[Shard], noise: Noise) -> None:
         # Torch's generator gives the draws of code that is written by hand: in the tensor's dtype, or float32.

@@ -257,7 +257,7 @@ class Dirac(_Gained, RegionFill):
 
     def compute(self, shard: Shard, noise: Noise) -> Tensor:
         shape = shard.region.shape
-        whole = torch.zeros(shape, device=shard.local.device)
+        whole = torch.zeros(shape, dtype=torch.float32, device=shard.local.device)
         for group in _tap(whole, [size // 2 for size in shape[2:]]).chunk(self.parts_of_outputs):
             group.fill_diagonal_(self.gain)
         return whole

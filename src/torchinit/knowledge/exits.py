@@ -80,7 +80,7 @@ def _passes(block: nn.Module, exits: Mapping[str, Site]) -> bool:
             id(tensor): _made_up(tensor, generator) for tensor in (*block.parameters(), *block.buffers())
         }
         model = copy.deepcopy(block, memo).eval()
-        coming = torch.randn(samples, 4, width, generator=generator)
+        coming = torch.randn(samples, 4, width, generator=generator, dtype=torch.float32, device="cpu")
         _replace_layers(model, "", ways, coming)
         try:
             # With gradients, without which torch's own blocks go another way.
@@ -98,7 +98,7 @@ def _passes(block: nn.Module, exits: Mapping[str, Site]) -> bool:
 def _made_up(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """A tensor in place of a block's: a vector with numbers, whatever is larger without memory."""
     if tensor.dim() < 2 and tensor.is_floating_point():
-        made = torch.rand(tuple(tensor.shape), generator=generator) + 0.5
+        made = torch.rand(tuple(tensor.shape), generator=generator, dtype=torch.float32, device="cpu") + 0.5
     else:
         device = "meta" if tensor.dim() > 1 else "cpu"
         made = torch.zeros(tuple(tensor.shape), dtype=tensor.dtype, device=device)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchinit._text import did_you_mean
+from torchinit.model.sandbox import refuse_fakes
 from torchinit.model.sites import layer_class
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def profile(function: Callable[[Any], Any]) -> Profile:
     """
     if isinstance(function, type):
         raise TypeError(f"{function.__name__} is a class; write {function.__name__}()")
-    z = torch.linspace(-8, 8, 1601, dtype=torch.float64)
+    refuse_fakes()
+    z = torch.linspace(-8, 8, 1601, dtype=torch.float64, device="cpu")
     weight = torch.exp(-z * z / 2)
     weight /= weight.sum()
     value = _values(function, z)
@@ -115,7 +117,7 @@ def profile(function: Callable[[Any], Any]) -> Profile:
 
 
 def _values(function: Callable[[Any], Any], points: Tensor) -> Tensor:
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):  # whatever the user's default device is
         try:
             if isinstance(function, nn.Module):  # slopes learned in float32
                 function = deepcopy(function).double()

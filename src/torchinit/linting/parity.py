@@ -340,7 +340,7 @@ def _flat(values: Tensor) -> Tensor:
 def _alike(first: Tensor, second: Tensor) -> Tensor:
     """Where two tensors hold the same numbers; NaN is like NaN."""
     if first.shape != second.shape:
-        return torch.zeros((), dtype=torch.bool)
+        return torch.zeros((), dtype=torch.bool, device=first.device)
     first, second = _comparable(first), _comparable(second)
     return (first == second) | (first.isnan() & second.isnan())
 

@@ -29,7 +29,7 @@ _CHUNK = 1 << 16
 _SAMPLE = 4096
 """The keys of so many first places are kept."""
 
-_NONE = torch.empty(0, dtype=torch.int64)
+_NONE = torch.empty(0, dtype=torch.int64, device="cpu")
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

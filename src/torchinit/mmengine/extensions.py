@@ -56,7 +56,7 @@ class Extension(EntryOptions):
     def where(self, layers: Sequence[str] = (), *, whole: bool = False) -> Selector | None:
         """Select the entry's sites, None for all; ``whole`` is a part of a model with all below it, as in overrides."""
         selectors = [
-            *([Layer(*layers, subclasses=self.subclasses)] if layers or not (whole or self.selects) else ()),
+            *([self._layers(layers)] if layers or not (whole or self.selects) else ()),
             *([Name(*several(self.name))] if self.name else ()),
             *([Regex(self.regex)] if self.regex else ()),
             *([any_within(several(self.within))] if self.within else ()),
@@ -64,6 +64,11 @@ class Extension(EntryOptions):
             *([Leaf(*several(self.param))] if self.param else ()),
         ]
         return reduce(and_, selectors) if selectors else None
+
+    def _layers(self, names: Sequence[str]) -> Layer:
+        layer = Layer(subclasses=self.subclasses)
+        object.__setattr__(layer, "names", tuple(names))  # Layer refuses *, which matches nothing in MMEngine
+        return layer
 
     def shaped(self, init: Initializer, kind: str) -> Initializer:
         """Let an initializer count connections as ``fans`` says, part by part.

@@ -256,7 +256,7 @@ def _checked(argument: str, path: object) -> str:
     """A dotted path, or an empty one, without wrappers' parts; else ConfigError or TypeError."""
     if not isinstance(path, str):
         raise TypeError(f"{argument} must be text such as 'layers.3', but got {path!r}")
-    if (path and "" in path.split(".")) or "*" in path:
+    if (path and "" in path.split(".")) or "*" in path or "?" in path:
         raise ConfigError(f"{argument} must be a dotted name such as 'layers.3', but got {path!r}")
     bare = module_name(path)
     if path and not bare:

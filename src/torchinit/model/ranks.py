@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -100,8 +102,11 @@ def by_value(values: Mapping[int, str]) -> list[tuple[str, str]]:
 # A gathering tells nobody whom it waits for, and ends with the timeout of the group, half an hour by default. So each
 # rank first signs in the job's store that it has come, and waits there for the others: after some seconds it logs who
 # is missing and what each of these was last seen doing, and goes on to the gathering, whose error tells the same. To
-# raise at once was not possible: a rank that does something else may have it to do before it comes.
+# raise at once was not possible: a rank that does something else may have it to do before it comes. It also leaves a
+# word for those who are missing. A rank whose model has no part of what others hold is done before they know that it
+# does not come, and nothing of torchinit's need run on it again: so a thread looks there once, when they have waited.
 _PATIENCE: Final = timedelta(seconds=10)
+_LISTENER: Final = "torchinit.listener"
 _TURNS: Final[Counter[str]] = Counter()
 
 
@@ -118,11 +123,15 @@ class _RollCall:
             store = _store()
             store.set(self._signs[_rank()], "")
             store.delete_key(f"torchinit/{name}/{_TURNS[name] - 1}/{_rank()}")  # which all have seen
+            store.delete_key(_word_for(_rank()))  # it is here
             try:
                 store.wait([*self._signs.values()], _PATIENCE)
             except RuntimeError:
-                for line in self.absent():
+                lines = self.absent()
+                for line in lines:
                     _log.warning("%s", line)
+                for rank in [rank for rank, sign in self._signs.items() if not store.check([sign])]:
+                    store.set(_word_for(rank), "; ".join(lines))
 
     def absent(self) -> list[str]:
         """Which ranks have not come, a line for each work that they were last seen at."""
@@ -140,8 +149,27 @@ def sign_in(doing: str) -> None:
         _store().set(_seen(_rank()), doing)
 
 
+def _listen() -> None:
+    """Log it if other ranks are found to wait for this one, which goes on without them."""
+    is_listening = any(thread.name == _LISTENER for thread in threading.enumerate())
+    if "torch.distributed.tensor" in sys.modules and not is_listening:  # without which no rank has a DTensor
+        timer = threading.Timer(3 * _PATIENCE.total_seconds(), _tell_word)
+        timer.name, timer.daemon = _LISTENER, True
+        timer.start()
+
+
+def _tell_word() -> None:
+    with suppress(Exception):  # the job may have ended
+        if _store().check([_word_for(_rank())]):
+            _log.warning("other ranks wait for this one: %s", _store().get(_word_for(_rank())).decode())
+
+
 def _seen(rank: int) -> str:
     return f"torchinit/seen/{rank}"
+
+
+def _word_for(rank: int) -> str:
+    return f"torchinit/waited-for/{rank}"
 
 
 def _rank() -> int:
@@ -218,7 +246,8 @@ def over_meshes(tensors: Iterable[Tensor], doing: str, replicas: Iterable[Proces
     order = sorted(groups)
     if not order:
         if is_shared():
-            sign_in(f"{doing}, alone, as its model holds no DTensor")
+            sign_in(f"{doing}, alone, as its model holds no part of a DTensor")
+            _listen()
         return None
 
     def say(value: Any, first: bool) -> dict[int, Any]:

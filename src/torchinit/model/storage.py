@@ -120,7 +120,7 @@ def _meet(tensor: Tensor, other: Tensor) -> bool:
     base, top, size = min(low, begin), max(high, end), tensor.dtype.itemsize
     if size != other.dtype.itemsize or top - base > _LARGEST:
         return True
-    marks = torch.zeros((top - base) // size, dtype=torch.bool)
+    marks = torch.zeros((top - base) // size, dtype=torch.bool, device="cpu")
     marks.as_strided(tensor.shape, tensor.stride(), (low - base) // size).fill_(True)
     return bool(marks.as_strided(other.shape, other.stride(), (begin - base) // size).any())
 

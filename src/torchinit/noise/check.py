@@ -89,7 +89,7 @@ class Timing:
 def compare(device: torch.device) -> Iterator[Comparison]:
     """Draw everything in every way, and also into a destination whose elements do not lie in their order."""
     for (distribution, params), dtype, (place, (shape, start, size)) in product(DRAWS, COMMON, PLACES.items()):
-        expected = torch.empty(size, dtype=dtype)
+        expected = torch.empty(size, dtype=dtype, device="cpu")
         task = FillTask(expected, shape, start, derive(0, place), resolve(distribution, params, dtype))
         dispatch.fill([task])
         for path, turned in product(PATHS, (False, True)[: len(size)]):

@@ -61,8 +61,10 @@ class Global(Noise):
         """One ``torch.randperm`` a column, as ``torch.nn.init.sparse_`` does."""
         _refuse_part(shard)
         rows, columns = shard.region.shape
-        drawn = [torch.randperm(rows, generator=self.generator) for _ in range(columns)]
-        return torch.stack(drawn, dim=1) if drawn else torch.empty(rows, 0, dtype=torch.int64)
+        home = self.generator.device if self.generator else torch.get_default_device()
+        device = "cpu" if home.type == "meta" else home  # elsewhere as torch does
+        drawn = [torch.randperm(rows, generator=self.generator, device=device) for _ in range(columns)]
+        return torch.stack(drawn, dim=1) if drawn else torch.empty(rows, 0, dtype=torch.int64, device=device)
 
     def linalg_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype itself where torch can factorize in it, else float32."""

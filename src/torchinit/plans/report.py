@@ -36,6 +36,12 @@ _UNFILLED = (
     " reset_parameters() of its module first"
 )
 
+AWAY: Final = (
+    "on a device mesh that this rank does not belong to; nothing was written here, the ranks of the mesh have to"
+    " initialize it"
+)
+"""The note of a site that has no part on this rank."""
+
 
 @lru_cache(maxsize=256)
 def _is_dtype(name: str) -> bool:
@@ -187,6 +193,7 @@ class Report(Postponable, Tabular):
         lines += counted(self.unfilled, "tensor", "never filled")
         frozen = [record.name for record in self.records if FROZEN in record.notes]
         lines += counted(frozen, "frozen parameter", "written")
+        lines += counted([record.name for record in self.records if AWAY in record.notes], "tensor", "of other ranks")
         lines += by_reason("skipped", self.skipped)
         lines += counted(self.unchanged, "tensor", "proven unchanged")
         lines += [f"unused: {hint}" for hint in self.unused]
@@ -315,13 +322,15 @@ class Texts:
         measured: Moments | None,
         *,
         is_known: bool = True,
+        is_here: bool = True,
     ) -> Record:
-        """The record of a step that has written so many bytes."""
+        """The record of a step that has written so many bytes; none where no part of its site is here."""
         site = step.site
         dtype_text, fill, rule, origin, expected = self.of_step(step, dtype, is_known=is_known)
         over = tuple(map(self.of, step.over)) if step.over else ()
         aliases = tuple(view.name for view in site.aliases) if site.aliases else ()
+        notes = step.notes if is_here else (*step.notes, AWAY)
         return Record(  # by position: a call of a class with so many keywords takes three times as long
             site.name, site.shape, dtype_text, fill, rule, origin,
-            expected, measured, over, aliases, step.notes, seconds, size, "", "", site.position,
+            expected, measured, over, aliases, notes, seconds, size, "", "", site.position,
         )  # fmt: skip

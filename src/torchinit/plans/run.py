@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from torchinit.plans.observers import (
     unobserved,
 )
 from torchinit.plans.plan import Plan, Step
-from torchinit.plans.report import Record, Report, Texts
+from torchinit.plans.report import AWAY, Record, Report, Texts
 from torchinit.plans.simple import SimpleSteps
 
 _Batch: TypeAlias = list[tuple[Step, Parts, int]]
@@ -94,6 +95,8 @@ def run(
     rest = [step for step in steps if noise.is_stateful or step.site.name in others]
     here = {name: _parts(shards[name]) for name in [step.site.name for step in rest] if name in shards}
     _check(rest, here, noise, agree)
+    if away := [name for name, parts in here.items() if not parts]:
+        logging.getLogger("torchinit").warning("%s: %s", abbreviate(away), AWAY)
     here |= _named(rest, here, keying) if keying else {}
     # Where nobody else's code runs, nobody's garbage waits for the collector.
     guard = collector_paused() if is_only_ours(rest, progress) else nullcontext()
@@ -194,8 +197,7 @@ def _batches(steps: Iterable[Step], shards: Mapping[str, Parts], noise: Noise) -
     elements, last, names = 0, None, set[str]()
     batched_as = cache(partial(_batched_as, noise=noise))
     for step in steps:
-        name = step.site.name
-        parts = shards[name]
+        parts = shards[name := step.site.name]
         numel = _elements(parts)
         is_byte = noise.is_stateful and step.site.dtype.itemsize == 1  # see _write
         kind = None if step.site.shares or is_byte else batched_as(type(step.fill))
@@ -262,8 +264,7 @@ def _check(steps: Sequence[Step], shards: Mapping[str, Parts], noise: Noise, agr
     for kind, rows in by_class.items():
         found = kind.prepare_all([(fill, part) for _, fill, part in rows])
         reasons |= {name: why for (name, *_), why in zip(rows, found, strict=True) if why}
-    every = steps if reasons else ()
-    texts = [f"{step.site.name}: {why}" for step in every if (why := reasons.pop(step.site.name, ""))]
+    texts = [f"{name}: {reasons.pop(name)}" for name in [step.site.name for step in steps] if name in reasons]
     if texts := agree(texts) if agree else texts:
         raise RunError(f"{count(len(texts), 'site')} cannot be written; nothing was", texts)
 
@@ -318,7 +319,7 @@ def _record(step: Step, parts: Parts, seconds: float, texts: Texts, measured: Mo
     # None is known of a part of a tensor whose parts differ.
     is_known = step.fill.elementwise or all(part.is_whole for part in parts)
     size = parts[0].local.nbytes if len(parts) == 1 else sum(part.local.nbytes for part in parts)
-    return texts.record(step, dtype, size, seconds, measured, is_known=is_known)
+    return texts.record(step, dtype, size, seconds, measured, is_known=is_known, is_here=bool(parts))
 
 
 def _stored_record(step: Step, parts: Parts, seconds: float, texts: Texts, noise: Noise, stats: bool) -> Record:
@@ -328,8 +329,7 @@ def _stored_record(step: Step, parts: Parts, seconds: float, texts: Texts, noise
     stored = shards_of(step.site.name, _stored(parts[0], parts[0].store, noise))
     written = [part.local for part in stored]
     record = _record(step, parts, seconds, texts, measure(*written) if stats else None)
-    drawn = [part.local for part in parts]
-    if all(torch.allclose(*pair, rtol=1e-3, atol=1e-6) for pair in zip(drawn, written, strict=True)):
+    if all(torch.allclose(part.local, made, rtol=1e-3, atol=1e-6) for part, made in zip(parts, written, strict=True)):
         return record
     return replace(record, expected=None, notes=(*step.notes, "the parametrization made other values of these"))
 

@@ -286,7 +286,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _inputs(model: nn.Module, makers: Mapping[str, Make], samples: int, seed: int, text: str) -> Inputs:
-    first = next(model.parameters(), torch.empty(0))
+    first = next(model.parameters(), torch.empty(0, device="cpu"))
     generator = torch.Generator().manual_seed(seed)
     floating = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
 
@@ -376,11 +376,13 @@ def _width(layer: Any) -> int:
 
 
 def _ids(low: int, high: int, number: int) -> Make:
-    return lambda samples, generator: torch.randint(low, high, (samples, number), generator=generator)
+    return lambda samples, generator: torch.randint(low, high, (samples, number), generator=generator, device="cpu")
 
 
 def _normal(*shape: int, axis: int = 0) -> Make:
-    return lambda samples, generator: torch.randn(*shape[:axis], samples, *shape[axis:], generator=generator)
+    return lambda samples, generator: torch.randn(
+        *shape[:axis], samples, *shape[axis:], generator=generator, dtype=torch.float32, device="cpu"
+    )
 
 
 def _parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:

@@ -130,9 +130,9 @@ class Passes:
             text = f"cross entropy of {flat.shape[1]} classes"
             if target is not None and target.numel() == len(flat) and not target.is_floating_point():
                 return F.cross_entropy(flat, target.reshape(-1)), text
-            labels = torch.randint(flat.shape[1], (len(flat),), generator=generator).to(flat.device)
+            labels = torch.randint(flat.shape[1], (len(flat),), generator=generator, device="cpu").to(flat.device)
             return F.cross_entropy(flat, labels), f"{text}, random labels"
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32, device="cpu").to(tensor)
         return (tensor * noise).mean(), "the output times fixed noise"
 
     def _logits(self, output: Any) -> tuple[Tensor | None, bool]:

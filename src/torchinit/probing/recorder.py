@@ -203,7 +203,7 @@ class PassRecorder(PassWatch):
         expected = self._expectations.of(tensor)
         if child is not None:
             return replace(child, module=name, layer=layer, number=number, then="", expected=expected)
-        numbers = torch.full((5,), math.nan) if tensor.is_meta else moments(tensor, self.size)
+        numbers = torch.full((5,), math.nan, device="cpu") if tensor.is_meta else moments(tensor, self.size)
         return _Call(name, layer, number, tuple(tensor.shape), numbers, [], expected=expected)
 
     def _note_gradient(self, call: _Call, gradient: Tensor) -> None:

@@ -264,4 +264,5 @@ def _candidates(part: Selector, views: Sequence[Site]) -> str:
 
 
 def _near(names: Sequence[str], known: Iterable[str]) -> str:
-    return did_you_mean(names[0], known) if names else ""
+    """The name that is near to one of the first of those that were given."""
+    return next(filter(None, (did_you_mean(name, known) for name in names[:8])), "")

@@ -172,7 +172,7 @@ class Layer(_Positional):
     """Sites by the class of the module that holds them.
 
     A ``str`` is the name of the class or of one of its *direct* bases, as in MMEngine; with ``subclasses=True``
-    of any class above it. A class includes its subclasses.
+    of any class above it. A class includes its subclasses. Raises ValueError for a name with ``*`` or ``?``.
 
     >>> from torchinit.model.sites import layer_class
     >>> conv = Site("0.weight", (1, 1), owner=layer_class(nn.Conv2d))
@@ -186,7 +186,11 @@ class Layer(_Positional):
     def __init__(self, *names: str | type[nn.Module], subclasses: bool = False) -> None:
         if wrong := [name for name in names if not (name and isinstance(name, (str, type)))]:
             raise TypeError(f"a layer is a class or the name of one, but got {wrong[0]!r}")
-        object.__setattr__(self, "names", tuple(full_name(name) if isinstance(name, type) else name for name in names))
+        texts = [full_name(name) if isinstance(name, type) else name for name in names]
+        if globs := [text for text in texts if "*" in text or "?" in text]:
+            remedy = "name each, or a class above them with subclasses=True"
+            raise ValueError(f"a layer is named in full, and no class is called {globs[0]!r}; {remedy}")
+        object.__setattr__(self, "names", tuple(texts))
         object.__setattr__(self, "subclasses", subclasses)
 
     def __repr__(self) -> str:
@@ -205,9 +209,9 @@ class Layer(_Positional):
 @final
 @dataclass(frozen=True, init=False, repr=False, slots=True)
 class Leaf(_Positional):
-    """Sites by the last part of their name.
+    """Sites by the last part of their name, in which ``*`` stands for any text.
 
-    >>> Leaf("weight", "bias").matches(Site("a.b.bias", (1,)))
+    >>> Leaf("weight_*", "bias").matches(Site("rnn.weight_hh_l0", (1,)))
     True
     """
 
@@ -219,7 +223,7 @@ class Leaf(_Positional):
             raise ValueError(f"a leaf is the last part of a name, without dots, but got {dotted[0]!r}")
 
     def matches(self, site: Site) -> bool:
-        return site.leaf in self.names
+        return any(glob_matches(name, site.leaf) for name in self.names)
 
 
 @final

@@ -21,6 +21,7 @@ from torchinit.model.shards import Box
 from torchinit.model.sites import Site, sites
 from torchinit.model.states import WHY
 from torchinit.noise.distributions import MAX_SIGMAS
+from torchinit.noise.settings import plain_thread
 from torchinit.plans.plan import Plan, Skipped, Step
 from torchinit.plans.planner import make_plan
 from torchinit.rules.rule import Rule
@@ -48,7 +49,8 @@ def capture(model: nn.Module, code: Callable[[Any], object]) -> Plan:
     >>> plan["0.weight"].fill, [site.name for site in plan.untouched]
     (Normal(mean=0.0, std=0.2), ['0.bias', '1.weight', '1.bias'])
     """
-    copied = _without_memory(model)
+    with plain_thread():  # a copy that is made in inference mode could not be written
+        copied = _without_memory(model)
     recorder = _SymbolicRecorder(copied)
     try:
         with recorder:
@@ -324,7 +326,7 @@ def _quantiles(content: Fill, _: _Arguments) -> Fill | None:
     """The inverse error function of uniform numbers: a normal that is cut."""
     if not isinstance(content, Uniform) or not -1 <= content.a < content.b <= 1:
         return None
-    low, high = torch.erfinv(torch.tensor([content.a, content.b], dtype=torch.float64)).tolist()
+    low, high = torch.erfinv(torch.tensor([content.a, content.b], dtype=torch.float64, device="cpu")).tolist()
     return TruncNormal(0.0, math.sqrt(0.5), low, high)
 
 

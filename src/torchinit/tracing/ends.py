@@ -40,7 +40,7 @@ class Word:
 
     @value.setter
     def value(self, number: int) -> None:
-        self.part.copy_(torch.tensor(list(number.to_bytes(len(self.part), "little")), dtype=torch.uint8))
+        self.part.copy_(torch.tensor(list(number.to_bytes(len(self.part), "little")), dtype=torch.uint8, device="cpu"))
 
 
 class Ends(NamedTuple):

@@ -62,7 +62,7 @@ _AFTER_DRAWING: Final = {
 }
 """The steps that are left out of functions of ``nn.init`` that have been given their final values."""
 
-_NO_TENSOR = torch.empty(0)
+_NO_TENSOR = torch.empty(0, device="cpu")
 
 
 class Seeded(Recorder):

@@ -231,20 +231,20 @@ def _plan_slices(adapter: Adapter, axis: int, shapes: Sequence[Size], shape: Siz
     # far apart (groups) reads what lies between them, too.
     counts = [stored[axis] for stored in shapes]
     line = replaced((1,) * len(shape), axis, shape[axis])
-    numbers = torch.arange(sum(counts)).view(replaced(line, axis, -1)).split(counts, axis)
+    numbers = torch.arange(sum(counts), device="cpu").view(replaced(line, axis, -1)).split(counts, axis)
     wanted = adapter.adapt(numbers, line, key).flatten().narrow(0, box.start[axis], box.shape[axis])
     boxes, read, first = [], [], 0
     for count in counts:
         low, end = span([wanted[(wanted >= first) & (wanted < first + count)] - first])
         boxes.append(Box(replaced(box.start, axis, low), replaced(box.shape, axis, end - low)))
-        read.append(torch.arange(first + low, first + end))
+        read.append(torch.arange(first + low, first + end, device="cpu"))
         first += count
     order = torch.searchsorted(torch.cat(read), wanted)
 
     def combine(tensors: Sequence[Tensor]) -> Tensor:
         parts = [tensor for tensor in tensors if tensor.shape[axis]] or [tensors[0]]
         joined = torch.cat(parts, axis) if len(parts) > 1 else parts[0]
-        in_order = torch.equal(order, torch.arange(joined.shape[axis]))
+        in_order = torch.equal(order, torch.arange(joined.shape[axis], device="cpu"))
         return joined if in_order else joined.index_select(axis, order.to(joined.device))
 
     return ReadPlan(tuple(boxes), combine)

@@ -237,7 +237,7 @@ class Dequantize(Adapter):
         values, scale = shapes
         steps = self._steps(values, scale)
         needed, places = picked(
-            [torch.arange(size) // (step or 1) for size, step in zip(values, steps, strict=True)], box
+            [torch.arange(size, device="cpu") // (step or 1) for size, step in zip(values, steps, strict=True)], box
         )
         held = _dimensions(values, scale)
         cut = slice(held.start, held.stop)

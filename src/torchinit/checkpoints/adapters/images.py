@@ -117,7 +117,7 @@ class ResizePatches(Adapter):
         if old == new:
             return weight
         # The patches of unit vectors, resized, are the rows of B transposed. In float64, to be rounded once.
-        unit = torch.eye(old[0] * old[1], dtype=torch.float64).view(-1, 1, *old)
+        unit = torch.eye(old[0] * old[1], dtype=torch.float64, device="cpu").view(-1, 1, *old)
         resize = F.interpolate(unit, new, mode="bicubic", antialias=self.antialias).flatten(1)
         inverse = torch.linalg.pinv(resize).to(weight.device)
         resized: Tensor = weight.double().flatten(-2) @ inverse.T

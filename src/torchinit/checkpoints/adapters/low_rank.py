@@ -138,7 +138,7 @@ class LoRA(Adapter):
         if self.method == "orthogonal":
             with one_thread():
                 return box.of(self._orthogonal(shape, key, is_a=is_a))
-        values = torch.zeros(box.shape, device="cpu")
+        values = torch.zeros(box.shape, dtype=torch.float32, device="cpu")
         if is_a:
             bound, std = stored[1] ** -0.5, 1 / self.rank
             draw = ("normal", (0.0, std)) if self.method == "gaussian" else ("uniform", (-bound, bound))
@@ -148,7 +148,7 @@ class LoRA(Adapter):
     def _orthogonal(self, shape: Size, key: str, *, is_a: bool) -> Tensor:
         """Draws of the factor's own, times the odd or the even rows of a matrix that belongs to the layer."""
         square = torch.empty(self.rank, self.rank, dtype=torch.float64, device="cpu")
-        draws = torch.empty(shape[1 if is_a else 0], self.rank // 2, device="cpu")
+        draws = torch.empty(shape[1 if is_a else 0], self.rank // 2, dtype=torch.float32, device="cpu")
         for name, out in ((self.wants(key)[0], square), (key, draws)):
             Keyed(self.seed).fill(Shard.whole(name, out), "normal", (0.0, 1.0))
         rows = _unique_qr(square)[0][0 if is_a else 1 :: 2]
@@ -192,7 +192,7 @@ class LoRA(Adapter):
         # for rounding, and where two singular values are alike, since their vectors can be mixed: factors of two
         # machines do not go together then.
         largest = u.gather(0, u.abs().argmax(0, keepdim=True))[0]
-        roots = values * torch.where(largest < 0, -1.0, 1.0)  # signs that do not depend on the machine
+        roots = values * torch.where(largest < 0, -1.0, 1.0).to(values)  # signs that do not depend on the machine
         return roots[:, None] * v, u * roots
 
 

@@ -138,15 +138,18 @@ class Upcycle(BySlices):
     def _places(self, size: int, expert: int) -> Tensor:
         """The places of an expert's hidden units in the dense block."""
         if self.granularity == 1:
-            return torch.arange(size)
-        return torch.arange(size).view(self.fused, self.granularity, -1)[:, expert % self.granularity].flatten()
+            return torch.arange(size, device="cpu")
+        halves = torch.arange(size, device="cpu").view(self.fused, self.granularity, -1)
+        return halves[:, expert % self.granularity].flatten()
 
     def _restarted(self, dense: Tensor, places: Tensor, expert: int, fresh: Tensor, inner: Box, block: str) -> Tensor:
         """A box of an expert, with numbers of the same moments in place of the units that it drops."""
         axis, units = self.hidden or 0, len(places) // self.fused
         whole = dense.index_select(axis, places.to(dense.device))
         # All weights of an expert drop the same units, so their order belongs to the name that these share.
-        order = Keyed(self.seed).order(Shard.whole(f"{block}[{expert}]", torch.empty(units, device="cpu")))
+        order = Keyed(self.seed).order(
+            Shard.whole(f"{block}[{expert}]", torch.empty(units, dtype=torch.float32, device="cpu"))
+        )
         lost = order[: int(units * self.drop)].to(dense.device)
         is_lost = torch.zeros(len(places), dtype=torch.bool, device=dense.device)
         mean, std = whole.new_zeros(2, len(places))
@@ -187,12 +190,13 @@ class UpcycleRouter(BySlices):
             raise ValueError(f"{self} needs whole blocks of {self.granularity} experts, but the site has {list(shape)}")
 
     def read_plan(self, shapes: Sequence[Size], shape: Size, box: Box, key: str) -> ReadPlan:
-        rows = torch.arange(shape[0]) // self.granularity
-        inner, places = picked([rows, *map(torch.arange, shape[1:])], box)
+        rows = torch.arange(shape[0], device="cpu") // self.granularity
+        inner, places = picked([rows, *(torch.arange(size, device="cpu") for size in shape[1:])], box)
         whole = replaced(shape, 0, shape[0] // self.granularity)
 
         def combine(tensors: Sequence[Tensor]) -> Tensor:
-            return taken(normal(self.seed, key, inner, whole, torch.empty(0, device="cpu"), std=self.std), places)
+            like = torch.empty(0, dtype=torch.float32, device="cpu")
+            return taken(normal(self.seed, key, inner, whole, like, std=self.std), places)
 
         return ReadPlan((Box.nothing(len(shapes[0])),), combine)
 

@@ -22,7 +22,7 @@ def upcast(tensor: Tensor) -> Tensor:
 
 def span(places: Sequence[Tensor]) -> tuple[int, int]:
     """The first of all places, and the one behind the last; nothing of nothing."""
-    every = torch.cat([*places]) if places else torch.empty(0)
+    every = torch.cat([*places]) if places else torch.empty(0, device="cpu")
     return (int(every.min()), int(every.max()) + 1) if len(every) else (0, 0)
 
 
@@ -49,7 +49,7 @@ def picked(picks: Sequence[Tensor], box: Box) -> tuple[Box, list[Tensor]]:
 def taken(tensor: Tensor, places: Sequence[Tensor]) -> Tensor:
     """The elements of a tensor at these places along each axis."""
     for axis, each in enumerate(places):
-        if len(each) != tensor.shape[axis] or not torch.equal(each, torch.arange(len(each))):
+        if len(each) != tensor.shape[axis] or not torch.equal(each, torch.arange(len(each), device="cpu")):
             tensor = tensor.index_select(axis, each.to(tensor.device))
     return tensor
 

@@ -73,7 +73,7 @@ class Widening(BySlices):
             sizes = self.sizes if axis == self.axis else (1,)
             total = sum(sizes)
             if have == want:
-                picks.append(torch.arange(have))
+                picks.append(torch.arange(have, device="cpu"))
                 continue
             if have % total or want % total:
                 raise ValueError(f"{self} cannot cut {have} and {want} into parts of {self.sizes}")
@@ -145,23 +145,23 @@ class Net2Wider(Widening):
         run = math.gcd(have, want)
         runs, wanted = have // run, want // run
         if runs == 1:
-            return torch.arange(want) % have
+            return torch.arange(want, device="cpu") % have
         if self.even:
             norm = "a norm over all units unless each has as many copies"
             multiple = f"{have} to {want} is no whole multiple; {have * -(-want // have)} is"
             raise ValueError(f"{self} keeps nothing of {norm}: {multiple}")
-        drawn = torch.empty(wanted - runs)
+        drawn = torch.empty(wanted - runs, dtype=torch.float32, device="cpu")
         Keyed(self.seed).fill(Shard.whole(f"Net2Wider from {runs} to {wanted}", drawn), "uniform", (0.0, float(runs)))
-        chosen = torch.cat([torch.arange(runs), drawn.long().clamp_(max=runs - 1)])
-        return (chosen[:, None] * run + torch.arange(run)).flatten()
+        chosen = torch.cat([torch.arange(runs, device="cpu"), drawn.long().clamp_(max=runs - 1)])
+        return (chosen[:, None] * run + torch.arange(run, device="cpu")).flatten()
 
     def noisy(self, value: Tensor, picks: Sequence[Tensor], shape: Size, box: Box, key: str) -> Tensor:
         if not self.noise or not self.inputs or len(shape) < 2:
             return value
         units = picks[self.axis]
         order = units.argsort(stable=True)
-        begins = units[order].diff(prepend=torch.tensor([-1])) > 0
-        first = torch.empty(len(units), dtype=torch.bool).scatter_(0, order, begins)
+        begins = units[order].diff(prepend=torch.tensor([-1], device="cpu")) > 0
+        first = torch.empty(len(units), dtype=torch.bool, device="cpu").scatter_(0, order, begins)
         value = upcast(value)
         here = first.narrow(0, box.start[self.axis], box.shape[self.axis])
         draws = normal(self.seed, key, box, shape, value, std=self.noise)
@@ -192,7 +192,7 @@ class HyperClone(Widening):
     def copied(self, have: int, want: int) -> Tensor:
         if not have or want % have:
             raise ValueError(f"{self} needs a whole multiple of each width, but got {have} to {want}")
-        return torch.arange(want) % have
+        return torch.arange(want, device="cpu") % have
 
     @property
     def goes_by_slices(self) -> bool:
@@ -272,5 +272,5 @@ class Repeat(Adapter):
 def _spaced(have: int, want: int) -> Tensor:
     """The evenly spaced places along an axis."""
     if want and have % want == 0:
-        return torch.arange(want) * (have // want)
-    return torch.linspace(0, have - 1, want).round().long()
+        return torch.arange(want, device="cpu") * (have // want)
+    return torch.linspace(0, have - 1, want, dtype=torch.float32, device="cpu").round().long()

@@ -17,6 +17,7 @@ from torch import Tensor
 import torchinit._limits as limits
 from torchinit.checkpoints.formats.base import Checkpoint, Info, Stamp, are_counts, cut, is_shape
 from torchinit.errors import CheckpointError
+from torchinit.model.sandbox import refuse_fakes
 from torchinit.model.shards import Box
 from torchinit.noise.engines.tasks import strides
 from torchinit.serialization.json import unique_json
@@ -62,12 +63,14 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def _read(self, key: str, box: Box | None) -> Tensor:
         if key not in self._views:
+            refuse_fakes()  # who would get a tensor of memory that is there, and fail with it
             begin, info = self._entries[key][0], self._info(key)
             storage: Any = self._storage
             at, odd = divmod(begin, info.dtype.itemsize)
             if odd:  # a header may have any length; a storage of its own may begin anywhere, but takes longer to make
                 storage, at = storage[begin : begin + info.nbytes], 0
-            self._views[key] = torch.empty(0, dtype=info.dtype).set_(storage, at, info.shape, strides(info.shape))
+            view = torch.empty(0, dtype=info.dtype, device="cpu")
+            self._views[key] = view.set_(storage, at, info.shape, strides(info.shape))
         return cut(self._views[key], box)
 
 

@@ -116,7 +116,7 @@ class DistributedCheckpoint(Checkpoint):
         from torch.distributed.checkpoint.state_dict_loader import load
 
         info = self._entries[key]
-        into = {key: torch.empty(info.shape, dtype=info.dtype)}
+        into = {key: torch.empty(info.shape, dtype=info.dtype, device="cpu")}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)  # that it reads by itself is meant
             load(into, storage_reader=self._reader, no_dist=True)

@@ -71,7 +71,8 @@ def _convolution(call: OperationCall) -> Expected:
         stride, padding, dilation = (
             int(given[key][axis % len(given[key])]) for key in ("stride", "padding", "dilation")
         )
-        at = torch.arange(places)[:, None] * stride - padding + torch.arange(weight.shape[2 + axis]) * dilation
+        line, kernel = (torch.arange(size, device="cpu") for size in (places, weight.shape[2 + axis]))
+        at = line[:, None] * stride - padding + kernel * dilation
         taps *= int(((at >= 0) & (at < inside)).sum())
     connections = given["input"].shape[0] * taps * weight.shape[0] * weight.shape[1]
     fan = call.at("weight")
