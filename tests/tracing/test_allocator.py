@@ -99,6 +99,21 @@ def test_memory_that_moves_takes_the_stamp_along(watched: Allocator) -> None:
 
 
 @needs_allocator
+def test_what_is_filled_and_given_back_counts_no_more(watched: Allocator) -> None:
+    assert watched.live() == 0
+    kept, moved = torch.empty(8), torch.empty(16).share_memory_()  # whose first memory is given back unfilled
+    for _ in range(3):
+        assert torch.ones(100).sum() + torch.full((5000,), 2.0).mean() == 102
+    assert watched.live() == 2
+    assert [index for index, _ in watched.traces([kept, moved])] == [0, 1]
+    thread = threading.Thread(target=kept.fill_(1).resize_, args=(0,))
+    thread.start()
+    thread.join()
+    del kept
+    assert watched.live() >= 1
+
+
+@needs_allocator
 def test_other_threads_get_their_memory_as_it_is(watched: Allocator) -> None:
     found: list[Tensor] = []
     thread = threading.Thread(target=lambda: found.append(torch.full((64,), 2.0)[:0].resize_(64)))

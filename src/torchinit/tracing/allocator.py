@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final, final
@@ -34,6 +34,9 @@ class Allocator:
         self._begin, self._end = library.torchinit_watch_begin, library.torchinit_watch_end
         self._hand_out, self._traces = library.torchinit_watch_hand_out, library.torchinit_watch_traces
         self._end.restype = self._hand_out.restype = None
+        self.live: Callable[[], int] = library.torchinit_watch_live
+        """How many pieces of memory that was handed out since a watch began are in use, or were given back unfilled."""
+        library.torchinit_watch_live.restype = ctypes.c_uint64
         self._hand_out.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
         self._traces.restype = ctypes.c_uint64
         self._traces.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_char_p]
