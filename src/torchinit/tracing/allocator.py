@@ -34,9 +34,9 @@ class Allocator:
         self._begin, self._end = library.torchinit_watch_begin, library.torchinit_watch_end
         self._hand_out, self._traces = library.torchinit_watch_hand_out, library.torchinit_watch_traces
         self._end.restype = self._hand_out.restype = None
-        self.live: Callable[[], int] = library.torchinit_watch_live
-        """How many pieces of memory that was handed out since a watch began are in use, or were given back unfilled."""
-        library.torchinit_watch_live.restype = ctypes.c_uint64
+        self.places: Callable[[], int] = library.torchinit_watch_places
+        """How many places in memory were handed out since a watch began."""
+        library.torchinit_watch_places.restype = ctypes.c_uint64
         self._hand_out.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
         self._traces.restype = ctypes.c_uint64
         self._traces.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_char_p]

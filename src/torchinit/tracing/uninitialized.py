@@ -145,8 +145,8 @@ class _Watch:
     def remember(self, module: nn.Module) -> None:
         """Keep in mind which tensors of a module nobody has filled; those that were in part get their ends back."""
         blank: dict[Tensor, tuple[int, int]] = {}
-        is_known = self.before or (self.host and self.host.live())  # else all was used for a moment
-        for tensor, before in self._traces(tensors_of(module)) if is_known else ():
+        is_any = self.before or (self.host and self.host.places())  # not so of most code that only writes
+        for tensor, before in self._traces(tensors_of(module)) if is_any else ():
             ends = ends_of(tensor)
             if ends is None or ends.are_written or not tensor.numel() or is_unfilled(tensor):
                 continue

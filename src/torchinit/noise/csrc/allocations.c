@@ -6,20 +6,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef void release_fn(void *context);
-typedef struct { void *data, *context; release_fn *release; uint64_t device; } allocation; /* c10::DataPtr */
+typedef struct { void *data, *owner[2]; uint64_t device; } allocation; /* c10::DataPtr */
 typedef allocation allocate_fn(void *allocator, size_t bytes);
 
 #define HEADER 2   /* entries of a table before the one that an object points to */
 #define ALLOCATE 2 /* of c10::Allocator, whose two destructors come first */
 #define IS_SIMPLE 3
-#define RAW_DELETER 4
 #define ENTRIES 16 /* more than there are: a later torch may have added some */
 
 #define STAMP 0x000B0005002B0017u /* its first bytes for a head, its last for a tail, as in tracing/ends.py */
 #define FIRST_ROOM 1024
 
-typedef struct { uint64_t start, bytes, head, tail; } handed; /* a start of 0: a free slot; 0 bytes: given back by now */
+typedef struct { uint64_t start, bytes, head, tail; } handed; /* a start of 0: a free slot */
 typedef struct { uint64_t start, bytes; } place;
 typedef struct { uint64_t index, head, tail; } trace;
 
@@ -28,9 +26,8 @@ static void **ours = entries + HEADER; /* its address is that of an object whose
 static void *(*in_use)(void);
 static void *theirs;
 static allocate_fn *their_allocate;
-static release_fn *their_release;
 
-static _Thread_local struct { handed *slots; uint64_t room, used, live, watches; } here;
+static _Thread_local struct { handed *slots; uint64_t room, used, watches; } here;
 
 static handed *slot(handed *slots, uint64_t room, uint64_t start) {
     uint64_t at = start * 0x9E3779B97F4A7C15u >> 32 & (room - 1);
@@ -61,7 +58,6 @@ void torchinit_watch_hand_out(char *start, uint64_t bytes) {
     if (!has_room()) return;
     handed *kept = slot(here.slots, here.room, (uint64_t)start);
     here.used += !kept->start;
-    here.live += !kept->bytes;
     *kept = (handed){(uint64_t)start, bytes, 0, 0};
     memcpy(&kept->head, start, size);
     memcpy(&kept->tail, tail, size);
@@ -69,24 +65,10 @@ void torchinit_watch_hand_out(char *start, uint64_t bytes) {
     memcpy(start, &stamp, size); /* last, since a single byte is both ends */
 }
 
-/* What was not filled counts on: it may have been copied, as memory is that comes to be shared with other processes. */
-static void release(void *context) {
-    handed *kept = here.used ? slot(here.slots, here.room, (uint64_t)context) : NULL;
-    if (kept && kept->bytes) {
-        const uint64_t stamp = STAMP;
-        here.live -= memcmp(context, &stamp, size_of_end(kept->bytes)) != 0;
-        kept->bytes = 0;
-    }
-    their_release(context);
-}
-
 static allocation allocate(void *allocator, size_t bytes) {
     (void)allocator;
     allocation fresh = their_allocate(theirs, bytes);
-    if (here.watches && bytes && fresh.data) {
-        torchinit_watch_hand_out(fresh.data, bytes);
-        if (fresh.release == their_release && fresh.context == fresh.data) fresh.release = release;
-    }
+    if (here.watches && bytes && fresh.data) torchinit_watch_hand_out(fresh.data, bytes);
     return fresh;
 }
 
@@ -101,7 +83,6 @@ int torchinit_watch_allocator(void *(*get)(void), void *(*standard)(void), void 
     in_use = get;
     theirs = now;
     their_allocate = (allocate_fn *)ours[ALLOCATE];
-    their_release = ((release_fn *(*)(void *))ours[RAW_DELETER])(theirs);
     ours[ALLOCATE] = (void *)allocate;
     set(&ours, 0);
     return get() == &ours;
@@ -118,12 +99,11 @@ void torchinit_watch_end(void) {
     if (--here.watches) return;
     free(here.slots);
     here.slots = NULL;
-    here.room = here.used = here.live = 0;
+    here.room = here.used = 0;
 }
 
-/* How many pieces of memory that was handed out since the watch began may still matter: the rest was filled, and given back in
-   this thread. */
-uint64_t torchinit_watch_live(void) { return here.live; }
+/* How many places in memory were handed out since the watch began. */
+uint64_t torchinit_watch_places(void) { return here.used; }
 
 /* Whether a byte of the stamp is left at an end. */
 static int is_left(const char *end, const char *stamp, uint64_t size) {
@@ -143,7 +123,7 @@ uint64_t torchinit_watch_traces(const place *places, uint64_t n, trace *traces) 
         const char *head = (const char *)places[i].start, *tail = head + bytes - size;
         const handed *kept = slot(here.slots, here.room, places[i].start);
         if (!head) continue;
-        if (kept->bytes) {
+        if (kept->start) {
             const char *last = (const char *)&stamp + (bytes > 1 ? 8 - size : 0);
             if (bytes == kept->bytes && !is_left(head, (const char *)&stamp, size) && !is_left(tail, last, size)) continue;
         } else if (size < 8 || memcmp(head, &stamp, 8) || memcmp(tail, &stamp, 8)) continue;
