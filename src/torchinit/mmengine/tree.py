@@ -203,8 +203,9 @@ def _is_parametrized(module: nn.Module) -> bool:
 
 def _is_in_place(spot: Spot) -> bool:
     """Whether the module still has the tensor."""
-    leaf = spot.site.leaf
-    return spot.module._parameters.get(leaf) is spot.tensor or getattr(spot.module, leaf, None) is spot.tensor
+    leaf, module = spot.site.leaf, spot.module
+    held = module._parameters.get(leaf, module._buffers.get(leaf))
+    return held is spot.tensor or getattr(module, leaf, None) is spot.tensor
 
 
 def _site(group: list[Spot], prefix: str) -> Site:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, Final, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ ASCEND: Final = (
 )
 """Why a mesh whose ranks do not ascend may be refused, and the way out."""
 
-BEHIND: Final[MutableMapping[Tensor, Tensor]] = WeakIdKeyDictionary()
+BEHIND: Final = WeakIdKeyDictionary()
 """The DTensors behind plain tensors that stand for them while code works on a model that knows nothing of parts."""
 
 
@@ -34,7 +34,7 @@ def is_distributed(tensor: Tensor) -> TypeGuard[Any]:
 
 def behind(tensor: Tensor) -> Tensor:
     """The DTensor that a plain tensor stands for at the time; any other tensor itself."""
-    return BEHIND.get(tensor, tensor) if BEHIND else tensor
+    return cast("Tensor", BEHIND.get(tensor, tensor)) if BEHIND.data else tensor  # whose length takes longer
 
 
 def local_part(tensor: Tensor) -> Tensor:

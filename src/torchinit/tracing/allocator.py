@@ -24,6 +24,7 @@ _SYMBOLS: Final = (
 )
 """What the compiled code needs of torch: the allocator in use, torch's own, how it is set, an entry of its table."""
 _TRACE: Final = struct.Struct("<3Q")
+_RECORD: Final = struct.Struct("<4Q")
 
 
 @final
@@ -33,7 +34,8 @@ class Allocator:
     def __init__(self, library: ctypes.PyDLL) -> None:
         self._begin, self._end = library.torchinit_watch_begin, library.torchinit_watch_end
         self._hand_out, self._traces = library.torchinit_watch_hand_out, library.torchinit_watch_traces
-        self._end.restype = self._hand_out.restype = None
+        self._records = library.torchinit_watch_records
+        self._end.restype = self._hand_out.restype = self._records.restype = None
         self.places: Callable[[], int] = library.torchinit_watch_places
         """How many places in memory were handed out since a watch began."""
         library.torchinit_watch_places.restype = ctypes.c_uint64
@@ -53,6 +55,12 @@ class Allocator:
         storage = memory.untyped_storage()
         if storage.nbytes():
             self._hand_out(storage.data_ptr(), storage.nbytes())
+
+    def records(self) -> dict[int, tuple[int, int]]:
+        """What stood at the ends of all memory that was handed out, by address."""
+        records = ctypes.create_string_buffer(_RECORD.size * self.places())
+        self._records(records)
+        return {start: (head, tail) for start, _, head, tail in _RECORD.iter_unpack(records)}
 
     def traces(self, memories: Sequence[Tensor]) -> Iterator[tuple[int, tuple[int, int]]]:
         """Yield which of the tensors lie in memory that was handed out since and not filled, and what its ends held.

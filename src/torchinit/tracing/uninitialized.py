@@ -77,6 +77,14 @@ class _Watch:
         self.depth: int = torch._C._len_torch_dispatch_stack()
         self.before: dict[int | None, tuple[int, int]] = {}
         self.host = host
+        self._kept: dict[int, tuple[int, int]] = {}
+
+    def end(self, *, kept: bool) -> None:
+        """Leave the allocator to others; what it knows is kept for those who ask later."""
+        if self.host:
+            self._kept = self.host.records() if kept else {}
+            self.host.end()
+            self.host = None
 
     def hand_out(self, tensor: Tensor) -> None:
         """Stamp memory that holds nothing."""
@@ -138,14 +146,16 @@ class _Watch:
             host = [(tensor, memory) for tensor, memory in here if memory.is_cpu]
             for index, before in self.host.traces([memory for _, memory in host]):
                 yield host[index][0], before
-        for tensor, memory in here if self.before else ():
-            if (known := self.before.get(memory.untyped_storage()._cdata)) is not None:
+        for tensor, memory in here if self.before or self._kept else ():
+            storage = memory.untyped_storage()
+            known = self.before.get(storage._cdata) or self._kept.get(storage.data_ptr())
+            if known is not None:
                 yield tensor, known
 
     def remember(self, module: nn.Module) -> None:
         """Keep in mind which tensors of a module nobody has filled; those that were in part get their ends back."""
         blank: dict[Tensor, tuple[int, int]] = {}
-        is_any = self.before or (self.host and self.host.places())  # not so of most code that only writes
+        is_any = self.before or self._kept or (self.host and self.host.places())  # not so of most code that only writes
         for tensor, before in self._traces(tensors_of(module)) if is_any else ():
             ends = ends_of(tensor)
             if ends is None or ends.are_written or not tensor.numel() or is_unfilled(tensor):
@@ -272,13 +282,17 @@ def _registered(kernels: Mapping[torch._ops.OpOverload, Callable[..., Any]]) -> 
 
 @contextmanager
 def watching(*, within_modes: bool = False) -> Iterator[Remember]:
-    """Watch the memory that a module is given; the outermost of nested calls does."""
+    """Watch the memory that a module is given; the outermost of nested calls does.
+
+    With ``within_modes`` also within other people's modes, and what was handed out may be asked for later, too.
+    """
     if _WATCH.get() is not None or (torch._C._len_torch_dispatch_stack() and not within_modes):
         yield lambda _: None
         return
-    # What torch fills itself when it hands it out, so that programs are deterministic, loses the allocator's stamp.
+    # The allocator's stamp is lost where memory is filled as it is handed out: by torch itself, so that programs are
+    # deterministic, or by a mode that lies around the watch.
     is_filled = torch.are_deterministic_algorithms_enabled() and torch._C._get_deterministic_fill_uninitialized_memory()
-    host = None if is_filled else allocator()
+    host = None if is_filled or torch._C._len_torch_dispatch_stack() else allocator()
     host = host if host and host.begin() else None
     _fallthrough(), _copies_are_seen()
     if host is None or torch.accelerator.current_accelerator() is not None:
@@ -289,8 +303,7 @@ def watching(*, within_modes: bool = False) -> Iterator[Remember]:
     try:
         yield watch.remember
     finally:
-        if host:
-            host.end()
+        watch.end(kept=within_modes)
         torch._C._dispatch_tls_set_dispatch_key_included(_KEY, False)
         _WATCH.reset(token)
 

@@ -105,6 +105,12 @@ void torchinit_watch_end(void) {
 /* How many places in memory were handed out since the watch began. */
 uint64_t torchinit_watch_places(void) { return here.used; }
 
+/* All of them, with what stood there before. */
+void torchinit_watch_records(handed *records) {
+    for (uint64_t i = 0; i < here.room; i++)
+        if (here.slots[i].start) *records++ = here.slots[i];
+}
+
 /* Whether a byte of the stamp is left at an end. */
 static int is_left(const char *end, const char *stamp, uint64_t size) {
     for (uint64_t i = 0; i < size; i++)
