@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,10 +134,10 @@ class _Watch:
 
     def _before(self, tensor: Tensor, ends: Ends) -> tuple[int, int] | None:
         """What stood at the ends of a tensor's memory if nobody has filled it."""
-        if ends.values == ends.stamp:
-            for _, before in self._traces([tensor]):
-                return before
-        return _KNOWN[tensor].before if is_unfilled(tensor) else None
+        if is_unfilled(tensor):
+            return cast("tuple[int, int]", _KNOWN[tensor].before)
+        traces = self._traces([tensor]) if ends.values == ends.stamp else ()
+        return next((before for _, before in traces), None)
 
     def _traces(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, tuple[int, int]]]:
         """Yield those of some tensors whose memory may show the stamp, and what stood at its ends."""
