@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Iterator, MutableMapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchinit._frozen import made
+from torchinit._frozen import collector_paused, made
 from torchinit._text import abbreviate, count, did_you_mean, dtype_name
 from torchinit.errors import ReportError
 from torchinit.initializers.elementwise import Fill
-from torchinit.initializers.statistics import measure
+from torchinit.initializers.statistics import Moments, measure
 from torchinit.mmengine.registry import InitCfgAssertionError, InitCfgNameError, InitCfgTypeError
 from torchinit.model.dtensor import behind, local_part
 from torchinit.model.modules import named_tensors, parameters_of
@@ -151,15 +152,14 @@ class Provenance:
 
     def report(self, held: HeldAtEnd, *, stats: bool = False, unused: tuple[str, ...] = (), noise: str = "") -> Report:
         """Return what happened, a record a parameter."""
-        texts = Texts()
         every = (*held.parameters, *(held.buffers if self._buffers else ()))
         named = [(without_wrappers(name), tensor) for name, tensor in every]
         left = [(name, tensor) for name, tensor in named if id(tensor) not in self._writes]
         parameters = [(name, tensor) for name, tensor in left if isinstance(tensor, nn.Parameter)]
         known = sites(self.top) if any(_is_odd(parameter) for _, parameter in parameters) else ()
         odd = {name: site for name, _ in parameters if (site := find_site(known, normalize(name)))}
-        return Report(
-            tuple(self._record(name, tensor, stats, texts) for name, tensor in named if id(tensor) in self._writes),
+        report = Report(
+            (),
             tuple(name for name, _ in parameters if name not in odd or odd[name].lack or odd[name].numel),
             unused=unused,
             noise=noise,
@@ -167,24 +167,52 @@ class Provenance:
             lacking=tuple((name, site.lack) for name, site in odd.items() if site.lack),
             unfilled=held.unfilled,
         )
+        # Most programs let the report go. What may change is looked at now, and the records are made when asked for.
+        written = ((name, tensor, self._writes.get(id(tensor))) for name, tensor in named)
+        rows = [_Written.of(name, tensor, write, stats=stats) for name, tensor, write in written if write is not None]
+        return report.postponed("records", partial(_records, rows))
 
-    def _record(self, name: str, tensor: Tensor, stats: bool, texts: Texts) -> Record:
-        write, shape, local = self._writes[id(tensor)], tuple(tensor.shape), local_part(behind(tensor))
-        fill = write.fill
-        foreseen = fill is not None and not tensor.is_complex() and (local.shape == shape or fill.elementwise)
-        return Record(
-            name,
-            shape,
-            dtype_name(tensor.dtype),
-            fill="" if fill is None else texts.of(fill),
-            rule=write.by.strip(),
-            expected=expected_of(fill, shape, tensor.dtype) if fill is not None and foreseen else None,
-            measured=measure(local.detach()) if stats else None,
-            over=write.over,
-            bytes=local.numel() * local.element_size(),
-            line=write.line,
-            operation=write.operation,
-        )
+
+class _Written(NamedTuple):
+    """A tensor that was written, as it is at the end; ``here`` is the shape of the part on this process."""
+
+    name: str
+    write: _LastWrite
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    here: tuple[int, ...]
+    measured: Moments | None
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor, write: _LastWrite, *, stats: bool) -> _Written:
+        local = local_part(behind(tensor))
+        measured = measure(local.detach()) if stats else None
+        return made(cls, (name, write, tensor.shape, tensor.dtype, local.shape, measured))
+
+
+def _records(rows: Iterable[_Written]) -> tuple[Record, ...]:
+    texts = Texts()
+    with collector_paused():
+        return tuple([_record(row, texts) for row in rows])
+
+
+def _record(row: _Written, texts: Texts) -> Record:
+    name, write, shape, dtype, here, measured = row
+    fill, shape = write.fill, tuple(shape)
+    foreseen = fill is not None and not dtype.is_complex and (here == shape or fill.elementwise)
+    return Record(
+        name,
+        shape,
+        dtype_name(dtype),
+        fill="" if fill is None else texts.of(fill),
+        rule=write.by.strip(),
+        expected=expected_of(fill, shape, dtype) if fill is not None and foreseen else None,
+        measured=measured,
+        over=write.over,
+        bytes=math.prod(here) * dtype.itemsize,
+        line=write.line,
+        operation=write.operation,
+    )
 
 
 def _memory_here(tensor: Tensor) -> Tensor:
@@ -291,7 +319,7 @@ class Kept:
         why = {without_wrappers(name): self.why[id(tensor)] for name, tensor in tensors if id(tensor) in self.why}
         untouched = tuple(name for name in report.untouched if name not in why)
         buffers = tuple(name for name in report.buffers if name not in why)
-        return replace(report, untouched=untouched, buffers=buffers, skipped=(*report.skipped, *why.items()))
+        return report.updated(untouched=untouched, buffers=buffers, skipped=(*report.skipped, *why.items()))
 
 
 def _named_by(module: nn.Module, skip: Any) -> Iterator[Tensor]:

@@ -327,7 +327,7 @@ class Session:
         """Return what happened, a record a parameter; ``held`` is what :meth:`finish` has found just before."""
         held, noise = held or self.provenance.held(), str(noise_in_use(self.noise))
         report = self.provenance.report(held, stats=stats, unused=tuple(self.warned), noise=noise)
-        return self.kept.noted(replace(report, loads=tuple(self.loads)))
+        return self.kept.noted(report.updated(loads=tuple(self.loads)))
 
 
 class _ForeignCode(Recorder):

@@ -181,7 +181,7 @@ _LISTS: Final = (nn.ModuleList, nn.Sequential)
 
 def _has_matrices(module: nn.Module, least: int) -> bool:
     """Whether a module holds so many weights of two dimensions or more."""
-    for each in modules_of(module):
+    for each in module.modules():  # which is not gone through to its end, as a list of them would be
         matrices = sum(_is_matrix(parameter) for parameter in each._parameters.values())
         least -= min(matrices, 1) if isinstance(each, ParametrizationList) else matrices
         if least <= 0:
