@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -344,8 +345,11 @@ def looks_unfilled(tensor: Tensor) -> bool:
     low, high = map(float, sample.aminmax())
     if low == high == 0 or low >= smallest or high <= -smallest:  # as buffers often are
         return False
-    tiny = int(((sample != 0) & (sample.abs() < smallest)).sum()) if smallest < 1e-30 else 0
-    return bool(sample.isnan().all()) or tiny * 4 > int((sample != 0).sum())
+    if math.isnan(low) and bool(sample.isnan().all()):
+        return True
+    given = int(sample.count_nonzero())
+    tiny = int((sample.abs() < smallest).sum()) - (sample.numel() - given)  # without the zeros
+    return smallest < 1e-30 and tiny * 4 > given
 
 
 def _number_in(memory: Tensor) -> float | None:
