@@ -27,16 +27,16 @@ def side_by_side(
     times: int = 1,
     clock: Callable[[], float] = time.process_time,
 ) -> dict[str, Spread]:
-    """Runs all calls in turn, ``repeats`` times, after one round that does not count.
+    """Runs all calls in turn, ``repeats`` times, after one round that does not count, and every other time backwards.
 
-    A call is made ``times`` times and its seconds divided. The clock is that of the process: what other
+    So none has the caches always as the same other one left them. A call is made ``times`` times and its seconds divided. The clock is that of the process: what other
     programs take from the machine does not count, but threads have to be timed by another.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
     gc.disable()
     for round_number in range(repeats + 1):
-        for name, call in calls.items():
+        for name, call in [*calls.items()][:: 1 if round_number % 2 else -1]:
             begun = clock()
             for _ in range(times):
                 call()
