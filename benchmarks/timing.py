@@ -29,8 +29,9 @@ def side_by_side(
 ) -> dict[str, Spread]:
     """Runs all calls in turn, ``repeats`` times, after one round that does not count, and every other time backwards.
 
-    So none has the caches always as the same other one left them. A call is made ``times`` times and its seconds divided. The clock is that of the process: what other
-    programs take from the machine does not count, but threads have to be timed by another.
+    So none has the caches always as the same other one left them. A call is made ``times`` times and its seconds
+    divided. The clock is that of the process: what other programs take from the machine does not count, but threads
+    have to be timed by another.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()

@@ -86,9 +86,8 @@ def test_what_is_allocated_is_known_until_the_last_watch_ends(watched: Allocator
 
 @needs_allocator
 def test_memory_with_values_shows_no_traces(watched: Allocator) -> None:
-    drawn = torch.randn(
-        300, generator=torch.Generator().manual_seed(0)
-    )  # others may have a byte of the stamp by chance
+    # Of other numbers one may have a byte of the stamp by chance.
+    drawn = torch.randn(300, generator=torch.Generator().manual_seed(0))
     made = [torch.ones(5), drawn, torch.zeros(2, 2), torch.arange(9), torch.tensor([1.5]), torch.empty(0)]
     assert [*watched.traces(made)] == []
 
