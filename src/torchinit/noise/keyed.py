@@ -167,17 +167,16 @@ def derive(seed: int, name: str, index: int = 0, purpose: Literal["fill", "order
     Numbers have a fixed width and the name comes last, so no two draws share a message. The name is taken as
     it is: sites have bare names already (``model.names``), and only they know where two would be the same.
     """
-    state = _begun(_head(seed, index, purpose)).copy()  # the same for all names
+    state = _begun(seed, index, purpose).copy()  # the same for all names
     state.update(name.encode("utf-8", "surrogatepass"))
     return state.digest()
 
 
 @lru_cache(maxsize=64)
-def _begun(head: bytes) -> blake2b:
-    return blake2b(head, digest_size=16)
+def _begun(seed: int, index: int, purpose: str) -> blake2b:
+    return blake2b(_head(seed, index, purpose), digest_size=16)
 
 
-@lru_cache(maxsize=64)
 def _head(seed: int, index: int, purpose: str = "fill") -> bytes:
     if not 0 <= index < _LIMIT:
         raise ValueError(f"a draw index is at least 0 and below 2**64, got {index}")

@@ -255,23 +255,20 @@ def _beneath_modes(number: int, carry_out: Callable[..., Any]) -> Iterator[None]
             _push_mode(mode)
 
 
+# What is registered stays so as long as its library is kept.
+
+
 @cache
-def _fallthrough() -> Library:
-    """What lets all operations pass but those with a kernel; like these it stays registered as long as it is kept."""
+def _copies_are_seen() -> tuple[Library, Library]:
     every = Library("_", "IMPL", "DeferredInit")
     every.fallback(fallthrough_kernel)
-    return every
-
-
-@cache
-def _copies_are_seen() -> Library:
-    return _registered({operation: _kernel(operation) for operation in _COPYING})
+    return every, _registered({operation: _kernel(operation) for operation in _COPYING})
 
 
 @cache
 def _allocations_are_seen() -> Library:
     packets = [getattr(packet, name) for packet in ALLOCATING for name in packet.overloads() if "out" not in name]
-    return _registered({**{each: _kernel(each) for each in packets}, **{each: _quick(each) for each in _FAST}})
+    return _registered({each: _quick(each) if each in _FAST else _kernel(each) for each in {*packets, *_FAST}})
 
 
 def _registered(kernels: Mapping[torch._ops.OpOverload, Callable[..., Any]]) -> Library:
@@ -295,7 +292,7 @@ def watching(*, within_modes: bool = False) -> Iterator[Remember]:
     is_filled = torch.are_deterministic_algorithms_enabled() and torch._C._get_deterministic_fill_uninitialized_memory()
     host = None if is_filled or torch._C._len_torch_dispatch_stack() else allocator()
     host = host if host and host.begin() else None
-    _fallthrough(), _copies_are_seen()
+    _copies_are_seen()
     if host is None or torch.accelerator.current_accelerator() is not None:
         _allocations_are_seen()
     watch = _Watch(host)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.cli.given import Write
 from tests.linting.sarif_schema import assert_sarif
 from torchinit.cli import main
 from torchinit.linting import CHECKS
@@ -50,9 +51,9 @@ name = "1.weight"
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "net.py").write_text(MODELS, encoding="utf-8")
-    (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
+def _here(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("net.py", MODELS)
+    write("r.toml", RECIPE)
     monkeypatch.chdir(tmp_path)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.cli.given import Write
 from tests.html import check
 from tests.linting.sarif_schema import assert_sarif
 from torchinit.cli import main
@@ -45,9 +46,9 @@ RECIPE = '[[rules]]\ntype = "Kaiming"\nmode = "fan_in"\nlayer = "Linear"\n'
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "net.py").write_text(MODELS, encoding="utf-8")
-    (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
+def _here(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("net.py", MODELS)
+    write("r.toml", RECIPE)
     monkeypatch.chdir(tmp_path)
 
 
